@@ -1,0 +1,169 @@
+"""What a search was asked to do: `RunConfig`, and the units people type (`64gpu-h`, `30min`, `20trials`, `2ms`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from nas.errors import InputError, did_you_mean
+
+BudgetKind = Literal["device", "wall", "trials"]
+
+_SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_BUDGET_HINT = "write a number with a unit: 64gpu-h, 30gpu-min (device time), 2h, 30min (wall clock) or 20trials"
+_LATENCY_HINT = "write a number with a unit: 2ms, 800us or 0.01s"
+_QUANTITY = re.compile(r"\s*([+-]?\d*\.?\d+(?:[eE][+-]?\d+)?)\s*([A-Za-zµμ-]*)\s*")
+
+
+def _quantity(text: str, what: str, hint: str) -> tuple[float, str]:
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise InputError(f"{what} '{text}' is not a number with a unit", hint)
+    amount, unit = float(match[1]), match[2].lower()
+    if not unit:
+        raise InputError(f"{what} '{text}' has no unit", hint)
+    if not 0 < amount < float("inf"):
+        raise InputError(f"{what} '{text}' must be greater than 0", hint)
+    return amount, unit
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a search may use.
+
+    `kind` is `device` (seconds of GPUs, summed over all attempts; without a GPU a worker's CPU cores count as one device),
+    `wall` (seconds since the first attempt) or `trials` (finished trials of the lowest rung).
+    """
+
+    kind: BudgetKind
+    amount: float
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read `64gpu-h`, `30gpu-min`, `2h`, `30min`, `20trials`. Raises InputError."""
+        amount, unit = _quantity(text, "budget", _BUDGET_HINT)
+        clean = text.strip()
+        if unit in {"trial", "trials"}:
+            if amount != int(amount):
+                raise InputError(f"budget '{clean}' must be a whole number of trials", _BUDGET_HINT)
+            return cls("trials", amount, clean)
+        kind: BudgetKind = "wall"
+        if unit.startswith("gpu-"):
+            kind, unit = "device", unit.removeprefix("gpu-")
+        if unit not in _SECONDS:
+            known = [*_SECONDS, *(f"gpu-{u}" for u in _SECONDS), "trials"]
+            raise InputError(f"budget '{clean}' has an unknown unit; {did_you_mean(unit, known)}", _BUDGET_HINT)
+        return cls(kind, amount * _SECONDS[unit], clean)
+
+
+def parse_latency(text: str) -> float:
+    """Read `2ms`, `800us`, `0.01s` as milliseconds. Raises InputError."""
+    amount, unit = _quantity(text, "latency", _LATENCY_HINT)
+    per_ms = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "s": 1e3}
+    if unit not in per_ms:
+        raise InputError(
+            f"latency '{text.strip()}' has an unknown unit; {did_you_mean(unit, ['ms', 'us', 's'])}", _LATENCY_HINT
+        )
+    return amount * per_ms[unit]
+
+
+SAMPLERS = ("tpe", "random")
+EXECUTORS = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that is needed to repeat a search; `run.yaml` of a run folder holds it.
+
+    Args:
+        data: dataset YAML.
+        space: search space YAML.
+        budget: see `Budget`, as typed.
+        max_latency_ms: the hard limit in ms, or None.
+        target: what latency is measured on, in full (see `nas.latency.target`).
+        imgsz: side of the square input in pixels.
+        epochs: length of the lowest rung.
+        batch: images per training step.
+        lr0: peak learning rate.
+        held_out: share of `train` that ranks the proxies and that none of them trains on.
+        sampler: who proposes.
+        executor: who runs the proxy trainings.
+        workers: trials trained at the same time.
+        device: `cpu` or `cuda`, what proxies train on.
+        seed: of every random draw, together with the trial number.
+    """
+
+    data: str
+    space: str
+    budget: str
+    target: str
+    max_latency_ms: float | None = None
+    imgsz: int = 640
+    epochs: int = 5
+    batch: int = 8
+    lr0: float = 0.004
+    held_out: float = 0.2
+    sampler: str = "tpe"
+    executor: str = "local"
+    workers: int = 1
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        Budget.parse(self.budget)
+        for name, low, high in (("imgsz", 32, 4096), ("epochs", 1, 10_000), ("batch", 1, 4096), ("workers", 1, 4096)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise InputError(f"{name} is {value!r}", f"give a whole number from {low} to {high}")
+        if self.imgsz % 32:
+            near = max(32, round(self.imgsz / 32) * 32)
+            raise InputError(f"imgsz {self.imgsz} is not a multiple of 32", f"use {near}")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"held_out is {self.held_out}", "give a share between 0 and 1, for example 0.2")
+        if not 0 < self.lr0 < 1:
+            raise InputError(f"lr0 is {self.lr0}", "give a learning rate between 0 and 1, for example 0.004")
+        if self.max_latency_ms is not None and not self.max_latency_ms > 0:
+            raise InputError(f"the latency limit is {self.max_latency_ms} ms", "give a limit above 0")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}", "give a whole number from 0 on")
+        for name, known in (("sampler", SAMPLERS), ("executor", EXECUTORS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} '{getattr(self, name)}'", did_you_mean(getattr(self, name), known))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: Path) -> RunConfig:
+        """The inverse of `to_dict`. Raises InputError naming `where` for unknown or missing keys."""
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            word = sorted(unknown)[0]
+            raise InputError(f"{where}: unknown key '{word}'", did_you_mean(word, known))
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"{where}: {error}", "the file is damaged; restore it or start a new run") from error
+
+
+SETTABLE: Mapping[str, type[int] | type[float]] = {"lr0": float, "batch": int, "epochs": int, "held_out": float}
+
+
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, int | float]:
+    """Read `--set lr0=0.01` pairs. Raises InputError naming the nearest known setting."""
+    settings: dict[str, int | float] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"--set {pair} is not NAME=VALUE", "for example --set lr0=0.01")
+        if name not in SETTABLE:
+            raise InputError(f"unknown setting '{name}'", did_you_mean(name, SETTABLE))
+        try:
+            settings[name] = SETTABLE[name](text)
+        except ValueError:
+            raise InputError(f"--set {name}={text} is not a number", f"for example --set {name}=0.01") from None
+    return settings

@@ -1,0 +1,203 @@
+"""The picture of a run: mAP50-95 against latency, the front among everything that was trained, as a PNG.
+
+Drawn with matplotlib's Agg canvas on a figure of its own: no pyplot, so no global state and no display.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.review.record import Record, RunSummary, baseline_of, duration, printable, standing
+from nas.review.table import front_of, picks_of, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FRONT, BASELINE, TRIAL, LIMIT = "#1f6feb", "#d9730d", "#8b949e", "#c93c37"  # told apart by the colour-blind as well
+_INK, _FAINT = "#1f2328", "#59636e"
+_WIDE = 4.0  # latencies that span more than this factor are shown on a log axis
+# Where a label may stand around its point: directions of offset (right, up), nearest first; above left and below right of
+# a point of the front there is room, because the front rises to the right.
+_SIDES = ((-1, 1), (1, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1))
+
+
+class Span(NamedTuple):
+    """The shown range of latency in ms, and whether its axis is logarithmic."""
+
+    low: float
+    high: float
+    log: bool
+
+
+def latency_span(records: Sequence[Record], limit_ms: float | None) -> Span:
+    """The range of latency that shows every trained trial, the baseline and the limit, with a margin; all records where
+    none was trained. Rejected trials may lie outside: how far over the limit they are is not what the picture is about.
+    """
+    trained = [r.latency_ms for r in records if r.latency_ms is not None and (r.map is not None or r.baseline)]
+    values = trained or [r.latency_ms for r in records if r.latency_ms is not None]
+    values = values + ([] if limit_ms is None else [limit_ms])
+    if not values:
+        return Span(0.5, 2.0, log=True)
+    low, high = min(values), max(values)
+    if high / low > _WIDE:
+        margin = (high / low) ** 0.08
+        return Span(low / margin, high * margin, log=True)
+    margin = max(0.1 * (high - low), 0.04 * high)
+    return Span(low - margin, high + margin, log=False)
+
+
+def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> None:
+    """Draw the run and write it as a PNG of 1500 x 975 px, the file whole or not at all.
+
+    Done trials grey, the front as the staircase it dominates with knee, fastest and best named, the baseline hollow
+    where it is over the limit, the limit as a line with everything beyond it shaded. Without a front it says so.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  0.5 s that only a picture is worth
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(10, 6.5), dpi=150, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.075, 0.165, 0.895, 0.67))
+    span = latency_span(records, summary.limit_ms)
+    _frame(axes, records, summary, span)
+    front, baseline = front_of(records), baseline_of(records)
+    done = [r for r in records if r.state == "done" and r.map is not None and r.latency_ms is not None]
+    grey = [r for r in done if not r.baseline]
+    points = _points(grey)
+    axes.scatter(
+        *points.T,
+        s=22 if len(grey) < 2000 else 6,
+        c=TRIAL,
+        alpha=0.55,
+        linewidths=0,
+        zorder=2,
+        label=f"done trials ({len(grey):,})",
+    )
+    names: dict[tuple[float, float], list[str]] = {}
+    if front:
+        x, y = _points(front).T
+        end = max(x[-1], min(summary.limit_ms or np.inf, span.high))
+        axes.step([x[0], *x, end], [0, *y, y[-1]], where="post", c=FRONT, lw=1.6, alpha=0.8, zorder=3)
+        axes.plot(x, y, "o", c=FRONT, ms=6.5, mec="white", mew=0.8, zorder=4, label=f"front ({len(front):,})")
+        for which, r in picks_of(front).items():
+            names.setdefault((r.latency_ms or 0.0, r.map or 0.0), []).append(which)
+        marked = np.array(list(names))
+        axes.plot(*marked.T, "o", ms=11, mfc="none", mec=FRONT, mew=1.4, zorder=4)
+    if baseline is not None and baseline.map is not None and baseline.latency_ms is not None:
+        words = ", ".join(filter(None, [summary.baseline_name, standing(baseline, summary)]))
+        face = BASELINE if baseline.feasible else "white"
+        at = (baseline.latency_ms, baseline.map)
+        axes.plot(*at, "s", ms=9, mfc=face, mec=BASELINE, mew=1.8, zorder=5, ls="none", label=_text(words, 60))
+        names.setdefault(at, []).append(words)
+    if not front:
+        axes.text(0.5, 0.55, "The front is empty", transform=axes.transAxes, ha="center", size=17, color=_INK, zorder=6)
+        why = "no trial is done and within the limits" if records else "no trial has been proposed"
+        axes.text(0.5, 0.49, why, transform=axes.transAxes, ha="center", size=11, color=_FAINT, zorder=6)
+    if axes.get_legend_handles_labels()[0] and done:
+        figure.legend(loc="lower left", bbox_to_anchor=(0.068, 0.042), ncols=4, frameon=False, fontsize=10)
+    with warnings.catch_warnings():
+        # A dataset's name may hold letters that the font lacks; a box in the picture is enough, the log need not know.
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*missing")
+        _name_points(axes, names, _points(done))
+        buffer = io.BytesIO()
+        canvas.print_figure(buffer, format="png")
+    write_whole(path, buffer.getvalue())
+
+
+def _frame(axes: Axes, records: Sequence[Record], summary: RunSummary, span: Span) -> None:
+    """Axes, titles, the limit and what lies beyond it."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter  # noqa: F401, PLC0415
+
+    maps = [r.map for r in records if r.map is not None and (r.state == "done" or r.baseline)]
+    low, high = (min(maps), max(maps)) if maps else (0.0, 1.0)
+    margin = max(0.12 * (high - low), 0.01)
+    if span.log:
+        axes.set_xscale("log")
+        steps = (1.0, 2.0, 5.0) if span.high / span.low > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+        axes.xaxis.set_major_locator(LogLocator(subs=steps))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.set_xlim(span.low, span.high)
+    axes.set_ylim(max(low - margin, -0.02), min(high + margin, 1.02))
+    axes.grid(color="#d1d9e0", lw=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#818b98")
+    axes.tick_params(colors=_FAINT, labelsize=10)
+    # No mathtext anywhere: a "$" in a user's file name is a dollar.
+    axes.set_xlabel(_text(f"latency p50 (ms) on {summary.target}, {summary.imgsz} px", 90), size=11, color=_INK)
+    axes.set_ylabel("mAP50-95", size=11, color=_INK)
+    title = f"{summary.name}: {summary.skeleton} on {summary.data}"
+    for height, words, size, colour, weight in (
+        (0.938, _text(title, 80), 15, _INK, "bold"),
+        (0.896, _text(f"proxy mAP: {summary.fidelity}, on the {summary.split}", 130), 10.5, _FAINT, "normal"),
+    ):
+        axes.figure.text(0.075, height, words, size=size, color=colour, weight=weight)
+    spent = f"{duration(summary.device_seconds)} of device time"
+    foot = _text(f"{summary.tally} · {spent} · {summary.stopped_because}", 140)
+    axes.figure.text(0.075, 0.025, foot, size=9, color=_FAINT)
+    if summary.limit_ms is not None:
+        axes.axvspan(summary.limit_ms, max(span.high, summary.limit_ms), color=LIMIT, alpha=0.07, lw=0, zorder=1)
+        axes.axvline(summary.limit_ms, color=LIMIT, lw=1.4, ls=(0, (5, 3)), zorder=1)
+        across = axes.get_xaxis_transform()
+        words = f"limit {summary.limit_ms:g} ms"
+        axes.text(summary.limit_ms, 1.012, words, transform=across, ha="center", size=10, color=LIMIT)
+
+
+def _name_points(axes: Axes, names: dict[tuple[float, float], list[str]], points: NDArray[np.float64]) -> None:
+    """Write each name beside its point, where it covers the fewest other points and no other name, inside the axes."""
+    frame = axes.get_window_extent()
+    dots = axes.transData.transform(points) if len(points) else np.empty((0, 2))
+    taken: list[NDArray[np.float64]] = []  # boxes of the names already written: left, bottom, right, top in px
+    for (x, y), words in names.items():
+        at = axes.transData.transform((x, y))
+        note = axes.annotate(
+            _text(f"{', '.join(words)}\n", 70) + f"\n{y:.3f} at {x:.3g} ms",
+            (x, y),
+            xytext=(0, 0),
+            textcoords="offset pixels",
+            size=10,
+            color=_INK,
+            linespacing=1.25,
+            zorder=7,
+            bbox={"boxstyle": "round,pad=0.25", "fc": "white", "ec": "none", "alpha": 0.8},
+            arrowprops={"arrowstyle": "-", "color": _FAINT, "lw": 0.8, "shrinkB": 6, "shrinkA": 0},
+        )
+        note.arrow_patch.set_zorder(3.5)
+        size = note.get_window_extent()
+        half = np.array([size.width, size.height]) / 2 + 6
+        costs, centres = [], []
+        for distance in (14, 34, 60, 95):
+            for side in _SIDES:
+                centre = at + np.array(side) * (half + distance * np.where(np.abs(side).sum() == 2, 0.7, 1.0))
+                box = np.concatenate((centre - half, centre + half))
+                outside = max(frame.x0 - box[0], frame.y0 - box[1], box[2] - frame.x1, box[3] - frame.y1, 0.0)
+                crossed = sum(bool(np.all(box[:2] < o[2:]) and np.all(o[:2] < box[2:])) for o in taken)
+                covered = int(np.sum(np.all((dots > box[:2]) & (dots < box[2:]), axis=1)))
+                costs.append(1e4 * crossed + 1e2 * outside + covered + distance / 40)
+                centres.append(centre)
+        centre = centres[int(np.argmin(costs))]
+        taken.append(np.concatenate((centre - half, centre + half)))
+        note.set_horizontalalignment("center")
+        note.set_verticalalignment("center")
+        note.set_position(tuple(centre - at))
+
+
+def _points(records: Sequence[Record]) -> NDArray[np.float64]:
+    """(latency, mAP) of records that have both."""
+    return np.array([(r.latency_ms, r.map) for r in records], dtype=np.float64).reshape(-1, 2)
+
+
+def _text(text: str, width: int) -> str:
+    """A user's text on one line, with mathtext switched off: matplotlib reads "$...$" as a formula."""
+    return printable(text, width).replace("$", r"\$")

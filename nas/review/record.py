@@ -1,0 +1,164 @@
+"""What the review is given: one Record per trial and one RunSummary per run, plain data, and the words they are shown
+with.
+
+The study builds these from its store; the review never opens a store, a model or a device. Texts in them (class
+names, file names, reasons, commands) come from users: whoever shows one passes it through `printable` and then
+through the escape of its own medium.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+STATES = ("proposed", "rejected", "queued", "running", "paused", "done", "failed")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial as a row.
+
+    Args:
+        trial: number of the trial in the run.
+        id: architecture id (short hash of its canonical form).
+        state: one of STATES.
+        reason: why it was rejected or failed, else None.
+        baseline: whether it is the unmodified skeleton.
+        feasible: whether it is within the limits (False for a baseline over the limit).
+        map: mAP50-95 in [0, 1], or None.
+        map50: mAP50 in [0, 1], or None.
+        latency_ms: p50 on the run's target in ms, or None.
+        latency_spread: relative spread of the p50 between measured blocks, or None.
+        params: parameters of the fused model, or None.
+        gmacs: multiply-accumulates of one image at the run's image size, in 1e9, or None.
+        seconds: device seconds charged.
+        placement: slot -> short text of what stands there; slots that keep the skeleton's own block are left out.
+
+    Raises:
+        ValueError: an unknown state or a number outside its range. What is not known is None, never NaN.
+    """
+
+    trial: int
+    id: str
+    state: str
+    reason: str | None
+    baseline: bool
+    feasible: bool
+    map: float | None
+    map50: float | None
+    latency_ms: float | None
+    latency_spread: float | None
+    params: int | None
+    gmacs: float | None
+    seconds: float
+    placement: Mapping[str, str] = field(hash=False)
+
+    def __post_init__(self) -> None:
+        if self.state not in STATES:
+            raise ValueError(f"trial {self.trial}: unknown state {self.state!r}")
+        for name, low, high in (
+            ("map", 0.0, 1.0),
+            ("map50", 0.0, 1.0),
+            ("latency_ms", math.ulp(0.0), math.inf),
+            ("latency_spread", 0.0, math.inf),
+            ("gmacs", 0.0, math.inf),
+            ("seconds", 0.0, math.inf),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
+                raise ValueError(f"trial {self.trial}: {name} is {value}")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run was: everything that must stand beside its figures for them to mean something.
+
+    Args:
+        name: the run folder's name.
+        skeleton: the skeleton's file, e.g. yolo11n.yaml.
+        target: where latency was measured, e.g. cpu:onnxruntime.
+        imgsz: image size of the latency in px.
+        limit_ms: the limit on latency in ms, or None.
+        data: the dataset as the user named it.
+        classes: its class names.
+        fidelity: what mAP was trained with, e.g. "5 epochs at 160 px, seed 0".
+        split: what mAP was measured on, e.g. "held-out part of train (20%)".
+        seed: the run's seed.
+        command: the command line that started it.
+        counts: state -> number of trials.
+        device_seconds: device time charged so far.
+        wall_seconds: wall-clock time so far.
+        stopped_because: why it ended, e.g. "budget spent".
+    """
+
+    name: str
+    skeleton: str
+    target: str
+    imgsz: int
+    limit_ms: float | None
+    data: str
+    classes: tuple[str, ...]
+    fidelity: str
+    split: str
+    seed: int
+    command: str
+    counts: Mapping[str, int] = field(hash=False)
+    device_seconds: float
+    wall_seconds: float
+    stopped_because: str
+
+    @property
+    def baseline_name(self) -> str:
+        """The baseline as it is called everywhere: "baseline (yolo11n)"."""
+        return f"baseline ({PurePath(self.skeleton).stem or self.skeleton})"
+
+    @property
+    def meaning(self) -> str:
+        """What the mAP of this run is, in one plain sentence for every report."""
+        return (
+            f"mAP50-95 is a proxy to rank architectures by: measured on the {self.split} after {self.fidelity}. "
+            "A fully trained model will have another mAP."
+        )
+
+    @property
+    def tally(self) -> str:
+        """How many trials are in each state: "24 done, 130 rejected"."""
+        counted = [f"{self.counts[s]:,} {s}" for s in reversed(STATES) if self.counts.get(s)]
+        return ", ".join(counted) or "no trials"
+
+
+def baseline_of(records: Sequence[Record]) -> Record | None:
+    """The unmodified skeleton among the records, or None where it has not been proposed."""
+    return next((r for r in records if r.baseline), None)
+
+
+def standing(record: Record, summary: RunSummary) -> str:
+    """Why a record cannot be on the front although it has a result ("over the limit"), or "" where it could be."""
+    if record.feasible:
+        return ""
+    over = record.latency_ms is not None and summary.limit_ms is not None and record.latency_ms > summary.limit_ms
+    return "over the limit" if over else "outside the limits"
+
+
+def printable(text: str, width: int | None = None) -> str:
+    """The text on one line, for showing. What does not print (control characters, terminal escapes, direction
+    overrides, lone surrogates) becomes the replacement character.
+
+    Args:
+        text: any text.
+        width: cut in the middle to this many characters, both ends being what tells paths and commands apart.
+    """
+    line = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
+    if width is None or len(line) <= width:
+        return line
+    head = (width - 1) // 2
+    return f"{line[:head]}…{line[len(line) - (width - 1 - head) :]}"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "42 s", "7.5 min", "3.2 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

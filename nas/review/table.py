@@ -1,0 +1,250 @@
+"""Rows: the front of a run, the CSV and JSON files, and the table in the terminal.
+
+`trials.csv` has one row per trial, rejected and failed ones included; `front.csv` and `front.json` have the front
+alone, from the same columns (COLUMNS, which the JSON carries with it). Placements stand there twice on purpose:
+readable in one column, and one column per slot that any row changes ("slot.backbone.P4"), so that a spreadsheet or a
+data frame can group by it without parsing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from nas.review.record import Record, RunSummary, baseline_of, printable, standing
+from nas.search.front import PICKS, front_indices, pick
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Column(NamedTuple):
+    """What a column holds and in which unit ("" where there is none)."""
+
+    doc: str
+    unit: str
+
+
+COLUMNS: Mapping[str, Column] = {
+    "trial": Column("number of the trial in the run", ""),
+    "id": Column("architecture id: short hash of its canonical form", ""),
+    "state": Column("proposed, rejected, queued, running, paused, done or failed", ""),
+    "reason": Column("why it was rejected or failed; empty otherwise", ""),
+    "baseline": Column("true for the unmodified skeleton", ""),
+    "feasible": Column("true within the limits", ""),
+    "front": Column("true for a member of the front: done, feasible and not dominated", ""),
+    "pick": Column("which of knee, fastest, best this member of the front is (several joined by +)", ""),
+    "map": Column("mAP50-95 on the run's split at the run's fidelity", "0 to 1"),
+    "map50": Column("mAP50, likewise", "0 to 1"),
+    "latency_ms": Column("latency on the run's target, p50", "ms"),
+    "latency_spread": Column("spread of the p50 between measured blocks, relative to it", "ratio"),
+    "params": Column("parameters of the fused model", ""),
+    "gmacs": Column("multiply-accumulates of one image at the run's image size", "1e9"),
+    "seconds": Column("device time charged to the trial", "s"),
+    "placement": Column('what stands in the slots: "backbone.P4=repvit w1.25 d2; ..."; empty when all are kept', ""),
+    "slot.*": Column('one column per slot that any row changes, in CSV only; "keep" where the row keeps it', ""),
+}
+
+HEADINGS = ("", "trial", "id", "mAP50-95", "mAP50", "latency", "params", "GMACs", "against baseline")
+
+
+class Line(NamedTuple):
+    """One line of the front as people see it: `cells` go under HEADINGS, `on_front` is False for the baseline added
+    for comparison.
+    """
+
+    record: Record
+    cells: tuple[str, ...]
+    on_front: bool
+
+
+def front_of(records: Sequence[Record]) -> list[Record]:
+    """The front: feasible records that are done, with mAP and latency, and not dominated. From the fastest to the
+    best mAP.
+
+    The baseline is a member like any other when it is feasible. Of equal records the first stays.
+    """
+    done = [(r, r.map, r.latency_ms) for r in records if r.state == "done" and r.feasible]
+    known = [(r, m, t) for r, m, t in done if m is not None and t is not None]
+    return [known[i][0] for i in front_indices([m for _, m, _ in known], [t for _, _, t in known])]
+
+
+def picks_of(front: Sequence[Record]) -> dict[str, Record]:
+    """The knee, the fastest and the best of a front, by name; empty for an empty front."""
+    if not front:
+        return {}
+    maps, latencies = [r.map or 0.0 for r in front], [r.latency_ms or 0.0 for r in front]
+    return {which: front[pick(maps, latencies, which)] for which in PICKS}
+
+
+def placement_text(record: Record) -> str:
+    """The placement on one line: "backbone.P4=repvit w1.25 d2; neck.topdown.P3=irmb d1", or "" when every slot is
+    kept.
+    """
+    return "; ".join(f"{slot}={what}" for slot, what in record.placement.items())
+
+
+def lines_of(records: Sequence[Record], summary: RunSummary) -> list[Line]:
+    """The front and the baseline as lines of text, in the order of latency; a baseline that is not on the front comes
+    last.
+    """
+    front, baseline = front_of(records), baseline_of(records)
+    named = picks_of(front)
+    shown = front + ([baseline] if baseline and all(r is not baseline for r in front) else [])
+    lines = []
+    for r in shown:
+        words = [which for which, member in named.items() if member is r]
+        if r is baseline:
+            words += [summary.baseline_name, *filter(None, [standing(r, summary)])]
+        if r.state != "done":
+            words.append(r.state if r.reason is None else f"{r.state}: {printable(r.reason, 60)}")
+        spread = "" if r.latency_spread is None else f" ± {r.latency_spread:.0%}"
+        cells = (
+            printable(", ".join(words)),
+            str(r.trial),
+            printable(r.id),
+            "–" if r.map is None else f"{r.map:.3f}",
+            "–" if r.map50 is None else f"{r.map50:.3f}",
+            "–" if r.latency_ms is None else f"{r.latency_ms:.3g} ms{spread}",
+            "–" if r.params is None else f"{r.params / 1e6:.2f} M",
+            "–" if r.gmacs is None else f"{r.gmacs:.2f}",
+            against(r, baseline),
+        )
+        lines.append(Line(r, cells, any(member is r for member in front)))
+    return lines
+
+
+def against(record: Record, baseline: Record | None) -> str:
+    """The record beside the baseline, "+0.021 mAP, 0.83x latency", as far as both are known; "" for the baseline
+    itself.
+    """
+    if baseline is None or record is baseline:
+        return ""
+    parts = []
+    if record.map is not None and baseline.map is not None:
+        parts.append(f"{record.map - baseline.map:+.3f} mAP")
+    if record.latency_ms is not None and baseline.latency_ms is not None:
+        parts.append(f"{record.latency_ms / baseline.latency_ms:.2f}x latency")
+    return ", ".join(parts)
+
+
+def rich_table(records: Sequence[Record], summary: RunSummary) -> Table:
+    """The front for the terminal: picks marked, the baseline always there (below the front where it is not a member
+    of it).
+    """
+    from rich.table import Table  # noqa: PLC0415  only those who print pay for it
+    from rich.text import Text  # noqa: PLC0415
+
+    lines = lines_of(records, summary)
+    size = sum(line.on_front for line in lines)
+    # Text, not str: in a str, rich would read a user's "[red]" as markup.
+    limit = "" if summary.limit_ms is None else f", at most {summary.limit_ms:g} ms"
+    table = Table(
+        title=Text(printable(f"{summary.name}: {size} on the front, {summary.target}{limit}"), style="bold"),
+        caption=Text(printable(f"{summary.meaning} {summary.tally}."), style="dim"),
+        caption_justify="left",
+    )
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in {"", "id"} else "right", no_wrap=heading == "id")
+    table.add_column("placement", ratio=1)
+    for line in lines:
+        if not line.on_front:
+            table.add_section()
+        known = placement_text(line.record) or ("the skeleton's own blocks" if line.record.baseline else "all kept")
+        style = "dim" if not line.on_front else "bold" if line.cells[0] else ""
+        table.add_row(*(Text(cell) for cell in (*line.cells, printable(known))), style=style)
+    if baseline_of(records) is None:
+        table.add_section()
+        table.add_row(Text(printable(f"{summary.baseline_name}: not evaluated")), style="dim")
+    return table
+
+
+def write_csv(records: Sequence[Record], path: Path) -> None:
+    """Write one row per record under COLUMNS, the file whole or not at all.
+
+    UTF-8, comma, dot as decimal sign, true/false, an empty field for what is not known. A text that a spreadsheet
+    would run as a formula gets an apostrophe before it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    slots = sorted({slot for r in records for slot in r.placement})
+    names = [name for name in COLUMNS if name != "slot.*"]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*names, *(_field(f"slot.{slot}") for slot in slots)])
+    for r, row in zip(records, _rows(records), strict=True):
+        writer.writerow(
+            [_field(row[name]) for name in names] + [_field(r.placement.get(slot, "keep")) for slot in slots]
+        )
+    write_whole(path, buffer.getvalue())
+
+
+def write_json(records: Sequence[Record], path: Path, summary: RunSummary | None = None) -> None:
+    """Write {"run": the summary or null, "columns": COLUMNS, "records": rows}, the file whole or not at all.
+    Placements are mappings.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = {
+        "run": None if summary is None else {**vars(summary), "counts": dict(summary.counts)},
+        "columns": {name: column._asdict() for name, column in COLUMNS.items() if name != "slot.*"},
+        "records": [{**row, "placement": dict(r.placement)} for r, row in zip(records, _rows(records), strict=True)],
+    }
+    write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half: a temporary file beside it, then a
+    rename.
+
+    Raises:
+        OSError: no room, no right, no such folder; the old file and the folder stay as they were.
+    """
+    # Backslashes for what UTF-8 cannot hold: file names may carry lone surrogates, and in JSON the escape reads back
+    # as the same.
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _rows(records: Sequence[Record]) -> list[dict[str, object]]:
+    front = front_of(records)
+    named, members = picks_of(front), {id(r) for r in front}
+    derived = [
+        {
+            "front": id(r) in members,
+            "pick": "+".join(which for which, member in named.items() if member is r),
+            "placement": placement_text(r),
+        }
+        for r in records
+    ]
+    return [
+        {name: more[name] if name in more else getattr(r, name) for name in COLUMNS if name != "slot.*"}
+        for r, more in zip(records, derived, strict=True)
+    ]
+
+
+def _field(value: object) -> str:
+    """A CSV field: see write_csv."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return repr(value)
+    # A spreadsheet takes the first character after any blanks for the start of a formula.
+    return f"'{value}" if value.lstrip()[:1] in {*"=+-@"} or value[:1] in {*"\t\r\n"} else value

@@ -1,0 +1,55 @@
+"""Ultralytics' detection loss for a bare model, outside Ultralytics' trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.cfg import get_cfg
+
+Batch = dict[str, Tensor]
+
+
+class Criterion:
+    """Box, class and distance loss of a detection model, with Ultralytics' default gains.
+
+    The model's own `init_criterion` picks the loss: one-to-many for most heads, one-to-many plus one-to-one for
+    end-to-end heads (YOLOv10, YOLO26), whose balance moves from epoch to epoch.
+
+    Args:
+        model: an `ultralytics.nn.tasks.DetectionModel`, already on its device; its `args` are set.
+        epochs: length of the run, over which end-to-end heads shift their balance.
+    """
+
+    def __init__(self, model: nn.Module, epochs: int) -> None:
+        args: Any = get_cfg(overrides={"epochs": epochs})
+        model.args = args
+        self._criterion = model.init_criterion()  # type: ignore[operator]
+
+    def __call__(self, predictions: Any, batch: Batch) -> Tensor:
+        """The loss to minimise, in Ultralytics' scale (a sum over the images of the batch).
+
+        Args:
+            predictions: what the model returned in training mode.
+            batch: `img` (B, 3, S, S), `cls` (M, 1), `bboxes` (M, 4) as cx, cy, w, h in shares, `batch_idx` (M,).
+        """
+        # always in float32: anchors and boxes in bfloat16 are off by a pixel and more
+        with torch.autocast(batch["img"].device.type, enabled=False):
+            loss, _ = self._criterion(_as_float(predictions), batch)
+        total: Tensor = loss.sum()
+        return total
+
+    def end_epoch(self) -> None:
+        """Advance the balance of an end-to-end head; nothing to do for others."""
+        if hasattr(self._criterion, "update"):
+            self._criterion.update()
+
+
+def _as_float(predictions: Any) -> Any:
+    """The tensors of nested predictions in float32."""
+    if isinstance(predictions, Tensor):
+        return predictions.float()
+    if isinstance(predictions, dict):
+        return {key: _as_float(value) for key, value in predictions.items()}
+    return type(predictions)(map(_as_float, predictions))
