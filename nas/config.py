@@ -42,6 +42,14 @@ class Budget:
     amount: float
     text: str
 
+    def plus(self, other: Budget) -> Budget:
+        """Both together. Raises InputError where they are of different kinds."""
+        if self.kind != other.kind:
+            raise InputError(f"cannot add '{other.text}' to a budget of '{self.text}'", "add the same kind of budget")
+        if self.kind == "trials":
+            return Budget.parse(f"{self.amount + other.amount:g}trials")
+        return Budget.parse(f"{self.amount + other.amount:g}{'gpu-' if self.kind == 'device' else ''}s")
+
     @classmethod
     def parse(cls, text: str) -> Budget:
         """Read `64gpu-h`, `30gpu-min`, `2h`, `30min`, `20trials`. Raises InputError."""
@@ -153,9 +161,9 @@ class RunConfig:
 SETTABLE: Mapping[str, type[int] | type[float]] = {"lr0": float, "batch": int, "epochs": int, "held_out": float}
 
 
-def parse_settings(pairs: tuple[str, ...]) -> dict[str, int | float]:
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     """Read `--set lr0=0.01` pairs. Raises InputError naming the nearest known setting."""
-    settings: dict[str, int | float] = {}
+    settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:

@@ -101,7 +101,7 @@ _SPECS = (
         "EfficientViT",
         "nas.blocks.efficientvit:EfficientViT",
         "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction (ICCV 2023)",
-        default_heads=lambda channels: max(1, channels // 16),
+        default_heads=lambda channels: _largest_divisor(channels, channels // 16),
         heads_divide=True,
         knobs={
             "ratio": Knob(4.0, "expansion of the MBConv", float, low=0.125),

@@ -41,8 +41,12 @@ _SUBPIXEL_BITS = 4
 
 Bytes = NDArray[np.uint8]
 Points = NDArray[np.float64]
-Colour = NDArray[np.int64]
+Ints = NDArray[np.int32]
 Rng = np.random.Generator
+Paint = Callable[[Ints, Ints], Ints]
+"""From the x and y of pixels, (h, w) each, to their colours, (h, w, 3) or what broadcasts to it."""
+Place = Callable[["_Scene", Rng, float], bool]
+"""Draws one thing about so many pixels large, or says that it found no room."""
 
 
 @dataclass
@@ -68,15 +72,17 @@ class _Scene:
             if (layer.visible & solid).any()
         )
 
-    def draw(self, mask: Bytes, paint: Bytes, label: int, area: float, may_hide: float) -> None:
+    def draw(self, mask: Bytes, paint: Paint, label: int, area: float, may_hide: float) -> _Layer:
         """Mix `paint` into the canvas by the opacity `mask` (0 to 255) and hide what lies under it."""
-        alpha = mask[..., None].astype(np.uint16)
-        mixed = (self.canvas * (255 - alpha) + paint * alpha + 127) // 255
-        self.canvas = mixed.astype(np.uint8)
+        left, top, width, height = cv2.boundingRect(mask)
+        box = slice(top, top + height), slice(left, left + width)
+        alpha = mask[box][..., None].astype(np.uint16)
+        self.canvas[box] = (self.canvas[box] * (255 - alpha) + _bytes(paint(_X[box], _Y[box])) * alpha + 127) // 255
         solid = mask >= 128
         for layer in self.layers:
             layer.visible &= ~solid
         self.layers.append(_Layer(label, solid, area, may_hide))
+        return self.layers[-1]
 
 
 def draw_scene(rng: Rng) -> tuple[Bytes, NDArray[np.float64]]:
@@ -92,9 +98,9 @@ def draw_scene(rng: Rng) -> tuple[Bytes, NDArray[np.float64]]:
     parts: list[int] = [*wanted, *[_NO_CLASS] * int(rng.integers(1, 5))]
     for index in rng.permutation(len(parts)):
         label = parts[index]
-        for attempt in range(12):
+        for attempt in range(20):
             share = np.exp(rng.uniform(np.log(0.08), np.log(largest)))
-            size = max(0.08, share * 0.92**attempt) * SIDE
+            size = max(0.08, share * 0.95**attempt) * SIDE
             if _PLACE[label](scene, rng, size):
                 break
     for _ in range(int(rng.choice(3, p=(0.6, 0.25, 0.15)))):
@@ -106,7 +112,7 @@ def draw_scene(rng: Rng) -> tuple[Bytes, NDArray[np.float64]]:
 def _classes_of_a_scene(rng: Rng) -> list[int]:
     """One to seven class numbers; at most one cross, so that no pair of dots can be taken for another's."""
     count = int(rng.integers(1, 8))
-    cross = rng.random() < 0.12 * count
+    cross = rng.random() < 0.22 * count
     labels = [int(label) for label in rng.integers(0, 6, count - cross)]
     return labels + ([6 + int(rng.integers(0, 2))] if cross else [])
 
@@ -189,106 +195,113 @@ def _somewhere(rng: Rng, extent: float, overhang: float = 0.2) -> Points:
     return rng.uniform(margin, SIDE - margin, 2)
 
 
-# --- paint: (SIDE, SIDE, 3) or broadcastable bytes ---
+# --- paint ---
 
-_X, _Y = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
+_Y, _X = np.indices((SIDE, SIDE), dtype=np.int32)
 
 
-def _colour(rng: Rng, *unlike: Colour | tuple[float, ...]) -> Colour:
+def _bytes(values: NDArray[np.integer]) -> Bytes:
+    return np.asarray(np.minimum(np.maximum(values, 0), 255), dtype=np.uint8)
+
+
+def _colour(rng: Rng, *unlike: Ints | tuple[float, ...]) -> Ints:
     """The first of a few random colours that stands out from all of `unlike`, or the one that does it best."""
-    drawn = rng.integers(15, 241, (8, 3))
-    if not unlike:
-        return np.asarray(drawn[0])
-    apart = np.min([np.abs(drawn - np.rint(other).astype(int)).sum(axis=1) for other in unlike], axis=0)
-    return np.asarray(drawn[int(np.argmax(apart >= 190)) if (apart >= 190).any() else int(np.argmax(apart))])
+    drawn = rng.integers(15, 241, (8, 3), dtype=np.int32)
+    apart = np.min([np.abs(drawn - np.rint(other)).sum(axis=1) for other in unlike] or [np.full(8, 765)], axis=0)
+    return np.asarray(drawn[np.argmax(np.minimum(apart, 190))])
 
 
 def _under(scene: _Scene, mask: Bytes) -> tuple[float, ...]:
     return tuple(cv2.mean(scene.canvas, mask)[:3])
 
 
-def _along(angle: float) -> NDArray[np.int64]:
-    """For every pixel its distance in 1/16 pixels along a direction."""
-    return np.asarray(_X * round(16 * np.cos(angle)) + _Y * round(16 * np.sin(angle)))
+def _along(x: Ints, y: Ints, angle: float) -> Ints:
+    """The distance of pixels along a direction, in 1/16 pixels."""
+    return np.asarray(x * round(16 * np.cos(angle)) + y * round(16 * np.sin(angle)))
 
 
-def _bytes(values: NDArray[np.int64]) -> Bytes:
-    return np.clip(values, 0, 255).astype(np.uint8)
+def _plain(colour: Ints) -> Paint:
+    return lambda x, _: np.broadcast_to(colour, (*x.shape, 3))
 
 
-def _stripes(one: Colour, other: Colour, period: float, angle: float) -> Bytes:
-    odd = (_along(angle) // max(1, round(8 * period))) % 2 == 1
-    return _bytes(np.where(odd[..., None], one, other))
+def _stripes(one: Ints, other: Ints, period: float, angle: float) -> Paint:
+    def paint(x: Ints, y: Ints) -> Ints:
+        odd = (_along(x, y, angle) // round(8 * period)) % 2 == 1
+        return np.where(odd[..., None], one, other)
+
+    return paint
 
 
-def _dots(one: Colour, other: Colour, period: float, angle: float) -> Bytes:
-    cell = max(2, round(16 * period))
-    u, v = _along(angle) % cell - cell // 2, _along(angle + np.pi / 2) % cell - cell // 2
-    inside = u * u + v * v < (0.38 * cell) ** 2  # about as much of each colour as stripes have
-    return _bytes(np.where(inside[..., None], one, other))
+def _dots(one: Ints, other: Ints, period: float, angle: float) -> Paint:
+    cell = round(16 * period)
+
+    def paint(x: Ints, y: Ints) -> Ints:
+        u = _along(x, y, angle) % cell - cell // 2
+        v = _along(x, y, angle + np.pi / 2) % cell - cell // 2
+        inside = 7 * (u * u + v * v) < cell * cell  # about as much of each colour as stripes have
+        return np.where(inside[..., None], one, other)
+
+    return paint
 
 
-def _fill(rng: Rng, colour: Colour, size: float) -> Bytes:
-    """One of the fills that all shapes share: plain, shaded, speckled, striped or dotted in a close second colour."""
-    kind, angle = int(rng.integers(0, 5)), float(rng.uniform(0, np.pi))
+def _fill(rng: Rng, colour: Ints, size: float) -> Paint:
+    """One of the fills that all shapes share: plain, shaded, speckled, striped or dotted with a close second colour."""
+    kind, angle = int(rng.integers(0, 5)), float(rng.uniform(0, 2 * np.pi))
     if kind == 0:
-        return _bytes(np.broadcast_to(colour, (SIDE, SIDE, 3)))
+        return _plain(colour)
     if kind == 1:
-        along = _along(angle)
-        slope = along * int(rng.choice((-1, 1)) * 60) // max(1, round(16 * size))
-        return _bytes(colour + (slope - slope[SIDE // 2, SIDE // 2])[..., None] % 60 - 30)
+
+        def shaded(x: Ints, y: Ints) -> Ints:
+            along = _along(x, y, angle)
+            return colour + ((along - int(np.median(along))) * 80 // round(16 * size))[..., None]
+
+        return shaded
     if kind == 2:
-        return _bytes(colour + rng.integers(-35, 36, (SIDE, SIDE, 1)))
-    second = np.clip(colour + rng.choice((-45, 45), 3), 0, 255)
+        return lambda x, _: colour + rng.integers(-35, 36, (*x.shape, 1), dtype=np.int32)
+    second = np.minimum(np.maximum(colour + rng.choice((-45, 45), 3), 0), 255).astype(np.int32)
     return (_stripes, _dots)[kind - 3](colour, second, max(5.0, size / 5), angle)
 
 
 def _background(rng: Rng) -> Bytes:
     """Two colours flowing into each other, cloudy, with lines and blobs across."""
     one = _colour(rng)
-    other = np.clip(one + rng.integers(-60, 61, 3), 0, 255)
-    along = _along(float(rng.uniform(0, 2 * np.pi)))
-    along = (along - along.min()) * 256 // max(1, int(np.ptp(along)))
+    drift = rng.integers(-60, 61, 3, dtype=np.int32)
+    along = _along(_X, _Y, float(rng.uniform(0, 2 * np.pi)))
+    along = (along - along.min()) * 256 // int(np.ptp(along))
     cells = int(rng.choice((4, 8, 16, 32)))
-    clouds = cv2.resize(
-        rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR_EXACT
-    )
+    clouds = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+    clouds = cv2.resize(clouds, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR_EXACT).astype(np.uint8)
     depth = int(rng.integers(20, 70))
-    canvas = _bytes(
-        (one * (256 - along[..., None]) + other * along[..., None]) // 256
-        + (clouds.astype(np.int64) - 128) * depth // 128
-    )
+    canvas = _bytes(one + drift * along[..., None] // 256 + (clouds.astype(np.int32) - 128) * depth // 128)
     for _ in range(int(rng.integers(0, 9))):
-        tint = _near(rng, one)
-        ends = rng.integers(-20, SIDE + 20, (2, 2)).tolist()
-        cv2.line(canvas, ends[0], ends[1], tint, int(rng.integers(1, 4)), cv2.LINE_AA)
+        start, end = rng.integers(-20, SIDE + 20, (2, 2)).tolist()
+        cv2.line(canvas, start, end, _near(rng, one), int(rng.integers(1, 4)), cv2.LINE_AA)
     for _ in range(int(rng.integers(0, 7))):
-        axes = rng.integers(3, 30, 2).tolist()
-        centre = rng.integers(0, SIDE, 2).tolist()
+        centre, axes = rng.integers(0, SIDE, 2).tolist(), rng.integers(3, 30, 2).tolist()
         cv2.ellipse(canvas, centre, axes, float(rng.uniform(0, 180)), 0, 360, _near(rng, one), -1, cv2.LINE_AA)
     return canvas
 
 
-def _near(rng: Rng, colour: Colour) -> list[int]:
-    return [int(c) for c in np.clip(colour + rng.integers(-70, 71, 3), 0, 255)]
+def _near(rng: Rng, colour: Ints) -> list[int]:
+    return [int(c) for c in _bytes(colour + rng.integers(-70, 71, 3))]
 
 
 def _photograph(canvas: Bytes, rng: Rng) -> Bytes:
     """What a cheap camera makes of it: light, sometimes blur, grain."""
     gain, offset = int(rng.integers(180, 290)), int(rng.integers(-20, 21))
-    seen = _bytes(canvas.astype(np.int64) * gain // 256 + offset)
+    seen = _bytes(canvas.astype(np.int32) * gain // 256 + offset)
     if rng.random() < 0.3:
         seen = cv2.GaussianBlur(seen, (3, 3), 0).astype(np.uint8)
     grain = int(rng.integers(2, 14))
-    return _bytes(seen + rng.integers(-grain, grain + 1, (SIDE, SIDE, 3)))
+    return _bytes(seen + rng.integers(-grain, grain + 1, seen.shape, dtype=np.int16))
 
 
-# --- placing: each draws one thing about `size` pixels large, or says that it found no room ---
+# --- placing ---
 
 
-def _place_outline(outline: list[Points], label: int) -> Callable[[_Scene, Rng, float], bool]:
+def _place_outline(outline: list[Points], label: int) -> Place:
     def place(scene: _Scene, rng: Rng, size: float) -> bool:
-        turned = _turned(outline, float(rng.uniform(0, 2 * np.pi)), float(rng.uniform(0.8, 1.0)))
+        turned = _turned(outline, float(rng.uniform(0, 2 * np.pi)), float(rng.uniform(0.85, 1.0)))
         shape = _scaled(turned, size)
         mask = _mask(shape, _somewhere(rng, size))
         if not scene.accepts(mask >= 128):
@@ -299,7 +312,7 @@ def _place_outline(outline: list[Points], label: int) -> Callable[[_Scene, Rng, 
     return place
 
 
-def _place_disc(label: int) -> Callable[[_Scene, Rng, float], bool]:
+def _place_disc(label: int) -> Place:
     """A disc on a patch whose pattern makes its class; without a class the patch is plain or the disc is missing."""
 
     def place(scene: _Scene, rng: Rng, size: float) -> bool:
@@ -319,19 +332,19 @@ def _place_disc(label: int) -> Callable[[_Scene, Rng, float], bool]:
         bare = pattern is None and rng.random() < 0.5
         if bare:
             pattern = (_stripes, _dots)[int(rng.integers(0, 2))]
-        paint = pattern(one, other, period, angle) if pattern else _fill(rng, one, extent * 5)
-        scene.draw(under, paint, _NO_CLASS, _area(patch), may_hide=0.5)
+        paint = pattern(one, other, period, angle) if pattern else _plain(one)
+        ground = scene.draw(under, paint, _NO_CLASS, _area(patch), may_hide=0.5)
         if not bare:
             disc = _scaled([_DISC], size)
             mask = _mask(disc, centre + rng.uniform(-0.1, 0.1, 2) * size)
-            scene.draw(mask, _bytes(_colour(rng, one, other)[None, None]), label, _area(disc), may_hide=0.45)
-            scene.layers[-2].may_hide = 0.62  # of which the disc itself hides up to a third
+            scene.draw(mask, _plain(_colour(rng, one, other)), label, _area(disc), may_hide=0.45)
+            ground.area, ground.may_hide = float(np.count_nonzero(ground.visible)), 0.35
         return True
 
     return place
 
 
-def _place_cross(label: int) -> Callable[[_Scene, Rng, float], bool]:
+def _place_cross(label: int) -> Place:
     """A cross with a pair of dots of its colour at some distance above or below it."""
 
     def place(scene: _Scene, rng: Rng, size: float) -> bool:
@@ -352,7 +365,7 @@ def _place_cross(label: int) -> Callable[[_Scene, Rng, float], bool]:
             return False
         colour = _colour(rng, *(_under(scene, mask) for _, mask, _ in marks))
         for shape, mask, of in marks:
-            scene.draw(mask, _bytes(colour[None, None]), of, _area(shape), may_hide=0.4 if of == label else 0.25)
+            scene.draw(mask, _plain(colour), of, _area(shape), may_hide=0.4 if of == label else 0.25)
         return True
 
     return place
@@ -376,7 +389,7 @@ def _occluder(scene: _Scene, rng: Rng) -> None:
     scene.draw(mask, _fill(rng, _colour(rng), 40.0), _NO_CLASS, 0.0, may_hide=1.0)
 
 
-_PLACE: dict[int, Callable[[_Scene, Rng, float], bool]] = {
+_PLACE: dict[int, Place] = {
     **{label: _place_outline(outline, label) for label, outline in enumerate(_SHAPES)},
     **{label: _place_disc(label) for label in (4, 5)},
     **{label: _place_cross(label) for label in (6, 7)},

@@ -6,6 +6,7 @@ Drawn with matplotlib's Agg canvas on a figure of its own: no pyplot, so no glob
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.review.record import Record, RunSummary, baseline_of, duration, printable, standing
+from nas.review.record import Record, RunSummary, baseline_of, duration, milliseconds, printable, standing
 from nas.review.table import front_of, picks_of, write_whole
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 FRONT, BASELINE, TRIAL, LIMIT = "#1f6feb", "#d9730d", "#8b949e", "#c93c37"  # told apart by the colour-blind as well
 _INK, _FAINT = "#1f2328", "#59636e"
 _WIDE = 4.0  # latencies that span more than this factor are shown on a log axis
-# Where a label may stand around its point: directions of offset (right, up), nearest first; above left and below right of
-# a point of the front there is room, because the front rises to the right.
+# Where a label may stand around its point: directions of offset (right, up), nearest first; above left and below
+# right of a point of the front there is room, because the front rises to the right.
 _SIDES = ((-1, 1), (1, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1))
 
 
@@ -49,8 +50,15 @@ def latency_span(records: Sequence[Record], limit_ms: float | None) -> Span:
     if high / low > _WIDE:
         margin = (high / low) ** 0.08
         return Span(low / margin, high * margin, log=True)
-    margin = max(0.1 * (high - low), 0.04 * high)
-    return Span(low - margin, high + margin, log=False)
+    return Span(low - 0.08 * high, high + 0.08 * high, log=False)
+
+
+def log_ticks(span: Span) -> list[float]:
+    """Where a log axis gets its ticks: round values, and denser ones where the range is short."""
+    steps = (1.0, 2.0, 5.0) if span.high / span.low > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    decades = range(math.floor(math.log10(span.low)), math.ceil(math.log10(span.high)) + 1)
+    ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
+    return [tick for tick in ticks if span.low <= tick <= span.high]
 
 
 def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> None:
@@ -74,20 +82,16 @@ def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> Non
     done = [r for r in records if r.state == "done" and r.map is not None and r.latency_ms is not None]
     grey = [r for r in done if not r.baseline]
     points = _points(grey)
-    axes.scatter(
-        *points.T,
-        s=22 if len(grey) < 2000 else 6,
-        c=TRIAL,
-        alpha=0.55,
-        linewidths=0,
-        zorder=2,
-        label=f"done trials ({len(grey):,})",
-    )
+    size = 22 if len(grey) < 2000 else 6
+    words = f"done trials ({len(done):,})" if grey else None
+    axes.scatter(points[:, 0], points[:, 1], s=size, c=TRIAL, alpha=0.55, linewidths=0, zorder=2, label=words)
+    stairs = np.empty((2, 0))
     names: dict[tuple[float, float], list[str]] = {}
     if front:
         x, y = _points(front).T
         end = max(x[-1], min(summary.limit_ms or np.inf, span.high))
-        axes.step([x[0], *x, end], [0, *y, y[-1]], where="post", c=FRONT, lw=1.6, alpha=0.8, zorder=3)
+        stairs = np.array([[x[0], *x, end], [-1.0, *y, y[-1]]])
+        axes.step(*stairs, where="post", c=FRONT, lw=1.6, alpha=0.8, zorder=3)
         axes.plot(x, y, "o", c=FRONT, ms=6.5, mec="white", mew=0.8, zorder=4, label=f"front ({len(front):,})")
         for which, r in picks_of(front).items():
             names.setdefault((r.latency_ms or 0.0, r.map or 0.0), []).append(which)
@@ -100,15 +104,16 @@ def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> Non
         axes.plot(*at, "s", ms=9, mfc=face, mec=BASELINE, mew=1.8, zorder=5, ls="none", label=_text(words, 60))
         names.setdefault(at, []).append(words)
     if not front:
-        axes.text(0.5, 0.55, "The front is empty", transform=axes.transAxes, ha="center", size=17, color=_INK, zorder=6)
         why = "no trial is done and within the limits" if records else "no trial has been proposed"
-        axes.text(0.5, 0.49, why, transform=axes.transAxes, ha="center", size=11, color=_FAINT, zorder=6)
+        for height, words, points_high, colour in ((0.13, "The front is empty", 17, _INK), (0.07, why, 11, _FAINT)):
+            text = axes.text(0.03, height, words, transform=axes.transAxes, size=points_high, color=colour, zorder=6)
+            text.set_bbox({"fc": "white", "ec": "none", "pad": 2})
     if axes.get_legend_handles_labels()[0] and done:
         figure.legend(loc="lower left", bbox_to_anchor=(0.068, 0.042), ncols=4, frameon=False, fontsize=10)
     with warnings.catch_warnings():
         # A dataset's name may hold letters that the font lacks; a box in the picture is enough, the log need not know.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*missing")
-        _name_points(axes, names, _points(done))
+        _name_points(axes, names, _points(done), stairs, summary.limit_ms)
         buffer = io.BytesIO()
         canvas.print_figure(buffer, format="png")
     write_whole(path, buffer.getvalue())
@@ -116,19 +121,19 @@ def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> Non
 
 def _frame(axes: Axes, records: Sequence[Record], summary: RunSummary, span: Span) -> None:
     """Axes, titles, the limit and what lies beyond it."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter  # noqa: F401, PLC0415
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: PLC0415
 
     maps = [r.map for r in records if r.map is not None and (r.state == "done" or r.baseline)]
     low, high = (min(maps), max(maps)) if maps else (0.0, 1.0)
-    margin = max(0.12 * (high - low), 0.01)
+    margin = max(0.12 * (high - low), 0.04)
     if span.log:
         axes.set_xscale("log")
-        steps = (1.0, 2.0, 5.0) if span.high / span.low > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-        axes.xaxis.set_major_locator(LogLocator(subs=steps))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(FixedLocator(log_ticks(span)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.set_xlim(span.low, span.high)
-    axes.set_ylim(max(low - margin, -0.02), min(high + margin, 1.02))
+    axes.set_ylim(max(low - margin, -0.02), min(high + 1.5 * margin, 1.02))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
     axes.grid(color="#d1d9e0", lw=0.6, zorder=0)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -139,7 +144,7 @@ def _frame(axes: Axes, records: Sequence[Record], summary: RunSummary, span: Spa
     axes.set_ylabel("mAP50-95", size=11, color=_INK)
     title = f"{summary.name}: {summary.skeleton} on {summary.data}"
     for height, words, size, colour, weight in (
-        (0.938, _text(title, 80), 15, _INK, "bold"),
+        (0.938, _text(title, 66), 15, _INK, "bold"),
         (0.896, _text(f"proxy mAP: {summary.fidelity}, on the {summary.split}", 130), 10.5, _FAINT, "normal"),
     ):
         axes.figure.text(0.075, height, words, size=size, color=colour, weight=weight)
@@ -154,42 +159,63 @@ def _frame(axes: Axes, records: Sequence[Record], summary: RunSummary, span: Spa
         axes.text(summary.limit_ms, 1.012, words, transform=across, ha="center", size=10, color=LIMIT)
 
 
-def _name_points(axes: Axes, names: dict[tuple[float, float], list[str]], points: NDArray[np.float64]) -> None:
-    """Write each name beside its point, where it covers the fewest other points and no other name, inside the axes."""
+def _name_points(
+    axes: Axes,
+    names: dict[tuple[float, float], list[str]],
+    points: NDArray[np.float64],
+    stairs: NDArray[np.float64],
+    limit_ms: float | None,
+) -> None:
+    """Write each name near its point: inside the axes, on no other name, and covering as little as can be."""
     frame = axes.get_window_extent()
-    dots = axes.transData.transform(points) if len(points) else np.empty((0, 2))
+    to_px = axes.transData.transform
+    # What a name should not cover, as weighted dots in px: trials lightly, the front's line and the named points
+    # heavily.
+    dots, weights = [to_px(points)], [np.ones(len(points))]
+    lines = [np.repeat(stairs, 2, axis=1)] if stairs.size else []
+    if lines:  # corners of the staircase: each mAP holds until the next latency
+        lines[0] = np.stack([lines[0][0][1:], lines[0][1][:-1]])
+    if limit_ms is not None:
+        lines.append(np.array([[limit_ms, limit_ms], axes.get_ylim()]))
+    for line in lines:
+        corners = np.clip(to_px(line.T), (frame.x0, frame.y0), (frame.x1, frame.y1))
+        walked = np.concatenate(([0.0], np.cumsum(np.hypot(*np.diff(corners, axis=0).T))))
+        steps = np.arange(0.0, walked[-1], 5.0)
+        dots.append(np.stack([np.interp(steps, walked, corners[:, i]) for i in (0, 1)], axis=1))
+        weights.append(np.full(len(steps), 4.0))
+    dots.append(to_px(np.array(list(names)).reshape(-1, 2)))
+    weights.append(np.full(len(names), 200.0))
+    dot, weight = np.concatenate(dots), np.concatenate(weights)
     taken: list[NDArray[np.float64]] = []  # boxes of the names already written: left, bottom, right, top in px
     for (x, y), words in names.items():
-        at = axes.transData.transform((x, y))
+        at = to_px((x, y))
         note = axes.annotate(
-            _text(f"{', '.join(words)}\n", 70) + f"\n{y:.3f} at {x:.3g} ms",
+            f"{_text(', '.join(words), 70)}\n{y:.3f} at {milliseconds(x)}",
             (x, y),
             xytext=(0, 0),
             textcoords="offset pixels",
+            ha="center",
+            va="center",
             size=10,
             color=_INK,
             linespacing=1.25,
             zorder=7,
-            bbox={"boxstyle": "round,pad=0.25", "fc": "white", "ec": "none", "alpha": 0.8},
-            arrowprops={"arrowstyle": "-", "color": _FAINT, "lw": 0.8, "shrinkB": 6, "shrinkA": 0},
+            bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.75},
+            arrowprops={"arrowstyle": "-", "color": _FAINT, "lw": 0.8, "shrinkB": 7, "shrinkA": 0},
         )
-        note.arrow_patch.set_zorder(3.5)
         size = note.get_window_extent()
-        half = np.array([size.width, size.height]) / 2 + 6
-        costs, centres = [], []
-        for distance in (14, 34, 60, 95):
+        half = np.array([size.width, size.height]) / 2 + 8
+        options = []
+        for distance in (12, 30, 55, 90, 140):
             for side in _SIDES:
-                centre = at + np.array(side) * (half + distance * np.where(np.abs(side).sum() == 2, 0.7, 1.0))
-                box = np.concatenate((centre - half, centre + half))
-                outside = max(frame.x0 - box[0], frame.y0 - box[1], box[2] - frame.x1, box[3] - frame.y1, 0.0)
-                crossed = sum(bool(np.all(box[:2] < o[2:]) and np.all(o[:2] < box[2:])) for o in taken)
-                covered = int(np.sum(np.all((dots > box[:2]) & (dots < box[2:]), axis=1)))
-                costs.append(1e4 * crossed + 1e2 * outside + covered + distance / 40)
-                centres.append(centre)
-        centre = centres[int(np.argmin(costs))]
+                centre = at + np.array(side) * (half + (0.6 if all(side) else 1.0) * distance)
+                low, high = centre - half, centre + half
+                outside = max(frame.x0 - low[0], frame.y0 - low[1], high[0] - frame.x1, high[1] - frame.y1, 0.0)
+                crossed = sum(bool(np.all(low < o[2:]) and np.all(o[:2] < high)) for o in taken)
+                covered = float(weight[np.all((dot > low) & (dot < high), axis=1)].sum())
+                options.append((1e4 * crossed + 1e2 * outside + covered + distance / 10, tuple(centre)))
+        centre = np.array(min(options, key=lambda option: option[0])[1])
         taken.append(np.concatenate((centre - half, centre + half)))
-        note.set_horizontalalignment("center")
-        note.set_verticalalignment("center")
         note.set_position(tuple(centre - at))
 
 

@@ -1,5 +1,4 @@
-"""What the review is given: one Record per trial and one RunSummary per run, plain data, and the words they are shown
-with.
+"""What the review is given, plain data: one Record per trial, one RunSummary per run, and the words to show them with.
 
 The study builds these from its store; the review never opens a store, a model or a device. Texts in them (class
 names, file names, reasons, commands) come from users: whoever shows one passes it through `printable` and then
@@ -125,7 +124,8 @@ class RunSummary:
     @property
     def tally(self) -> str:
         """How many trials are in each state: "24 done, 130 rejected"."""
-        counted = [f"{self.counts[s]:,} {s}" for s in reversed(STATES) if self.counts.get(s)]
+        order = ("done", "failed", "paused", "running", "queued", "rejected", "proposed")
+        counted = [f"{self.counts[s]:,} {s}" for s in order if self.counts.get(s)]
         return ", ".join(counted) or "no trials"
 
 
@@ -162,3 +162,8 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def milliseconds(value: float) -> str:
+    """A latency for people, to three digits: "0.920 ms", "12.3 ms", "140 ms"."""
+    return f"{value:.0f} ms" if value >= 100 else f"{value:#.3g} ms"

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from nas.review.record import Record, RunSummary, baseline_of, printable, standing
+from nas.review.record import Record, RunSummary, baseline_of, milliseconds, printable, standing
 from nas.search.front import PICKS, front_indices, pick
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ COLUMNS: Mapping[str, Column] = {
     "slot.*": Column('one column per slot that any row changes, in CSV only; "keep" where the row keeps it', ""),
 }
 
-HEADINGS = ("", "trial", "id", "mAP50-95", "mAP50", "latency", "params", "GMACs", "against baseline")
+HEADINGS = ("", "trial", "id", "mAP50-95", "mAP50", "latency", "spread", "params", "GMACs", "against baseline")
+LEGEND = "Against baseline: difference of mAP50-95, ratio of latency."
+_ONLY_ON_PAPER = {"mAP50", "spread", "GMACs"}  # a terminal of 100 columns has no room for them
 
 
 class Line(NamedTuple):
-    """One line of the front as people see it: `cells` go under HEADINGS, `on_front` is False for the baseline added
-    for comparison.
-    """
+    """One line as people see it: `cells` go under HEADINGS; `on_front` is False for a baseline added to compare with."""
 
     record: Record
     cells: tuple[str, ...]
@@ -64,10 +64,10 @@ class Line(NamedTuple):
 
 
 def front_of(records: Sequence[Record]) -> list[Record]:
-    """The front: feasible records that are done, with mAP and latency, and not dominated. From the fastest to the
-    best mAP.
+    """The front: feasible records that are done, with mAP and latency, and not dominated.
 
-    The baseline is a member like any other when it is feasible. Of equal records the first stays.
+    Sorted from the fastest to the best mAP. The baseline is a member like any other when it is feasible. Of equal
+    records the first stays.
     """
     done = [(r, r.map, r.latency_ms) for r in records if r.state == "done" and r.feasible]
     known = [(r, m, t) for r, m, t in done if m is not None and t is not None]
@@ -83,16 +83,12 @@ def picks_of(front: Sequence[Record]) -> dict[str, Record]:
 
 
 def placement_text(record: Record) -> str:
-    """The placement on one line: "backbone.P4=repvit w1.25 d2; neck.topdown.P3=irmb d1", or "" when every slot is
-    kept.
-    """
+    """The placement on one line: "backbone.P4=repvit w1.25 d2; neck.topdown.P3=irmb d1"; "" when all are kept."""
     return "; ".join(f"{slot}={what}" for slot, what in record.placement.items())
 
 
 def lines_of(records: Sequence[Record], summary: RunSummary) -> list[Line]:
-    """The front and the baseline as lines of text, in the order of latency; a baseline that is not on the front comes
-    last.
-    """
+    """The front as lines of text, in the order of latency; a baseline that is not on it comes last."""
     front, baseline = front_of(records), baseline_of(records)
     named = picks_of(front)
     shown = front + ([baseline] if baseline and all(r is not baseline for r in front) else [])
@@ -103,14 +99,14 @@ def lines_of(records: Sequence[Record], summary: RunSummary) -> list[Line]:
             words += [summary.baseline_name, *filter(None, [standing(r, summary)])]
         if r.state != "done":
             words.append(r.state if r.reason is None else f"{r.state}: {printable(r.reason, 60)}")
-        spread = "" if r.latency_spread is None else f" ± {r.latency_spread:.0%}"
         cells = (
             printable(", ".join(words)),
             str(r.trial),
             printable(r.id),
             "–" if r.map is None else f"{r.map:.3f}",
             "–" if r.map50 is None else f"{r.map50:.3f}",
-            "–" if r.latency_ms is None else f"{r.latency_ms:.3g} ms{spread}",
+            "–" if r.latency_ms is None else milliseconds(r.latency_ms),
+            "–" if r.latency_spread is None else f"{r.latency_spread:.1%}",
             "–" if r.params is None else f"{r.params / 1e6:.2f} M",
             "–" if r.gmacs is None else f"{r.gmacs:.2f}",
             against(r, baseline),
@@ -127,9 +123,9 @@ def against(record: Record, baseline: Record | None) -> str:
         return ""
     parts = []
     if record.map is not None and baseline.map is not None:
-        parts.append(f"{record.map - baseline.map:+.3f} mAP")
+        parts.append(f"{record.map - baseline.map:+.3f}")
     if record.latency_ms is not None and baseline.latency_ms is not None:
-        parts.append(f"{record.latency_ms / baseline.latency_ms:.2f}x latency")
+        parts.append(f"{record.latency_ms / baseline.latency_ms:.2f}x")
     return ", ".join(parts)
 
 
@@ -137,7 +133,8 @@ def rich_table(records: Sequence[Record], summary: RunSummary) -> Table:
     """The front for the terminal: picks marked, the baseline always there (below the front where it is not a member
     of it).
     """
-    from rich.table import Table  # noqa: PLC0415  only those who print pay for it
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415  only those who print pay for it
+    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     lines = lines_of(records, summary)
@@ -146,20 +143,22 @@ def rich_table(records: Sequence[Record], summary: RunSummary) -> Table:
     limit = "" if summary.limit_ms is None else f", at most {summary.limit_ms:g} ms"
     table = Table(
         title=Text(printable(f"{summary.name}: {size} on the front, {summary.target}{limit}"), style="bold"),
-        caption=Text(printable(f"{summary.meaning} {summary.tally}."), style="dim"),
+        caption=Text(printable(f"{summary.meaning} {LEGEND} {summary.tally}."), style="dim"),
+        title_justify="left",
         caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in {"", "id"} else "right", no_wrap=heading == "id")
-    table.add_column("placement", ratio=1)
+    shown = [i for i, heading in enumerate(HEADINGS) if heading not in _ONLY_ON_PAPER]
+    for i in shown:
+        words = HEADINGS[i] in {"", "id"}
+        table.add_column(HEADINGS[i], justify="left" if words else "right", no_wrap=i > 0, max_width=None if i else 12)
+    table.add_column("placement", overflow="fold")
     for line in lines:
-        if not line.on_front:
-            table.add_section()
-        known = placement_text(line.record) or ("the skeleton's own blocks" if line.record.baseline else "all kept")
+        slots = [printable(f"{slot} {what}") for slot, what in line.record.placement.items()]
         style = "dim" if not line.on_front else "bold" if line.cells[0] else ""
-        table.add_row(*(Text(cell) for cell in (*line.cells, printable(known))), style=style)
+        table.add_row(*(Text(line.cells[i]) for i in shown), Text("\n".join(slots) or "all kept"), style=style)
     if baseline_of(records) is None:
-        table.add_section()
         table.add_row(Text(printable(f"{summary.baseline_name}: not evaluated")), style="dim")
     return table
 
@@ -179,9 +178,7 @@ def write_csv(records: Sequence[Record], path: Path) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*names, *(_field(f"slot.{slot}") for slot in slots)])
     for r, row in zip(records, _rows(records), strict=True):
-        writer.writerow(
-            [_field(row[name]) for name in names] + [_field(r.placement.get(slot, "keep")) for slot in slots]
-        )
+        writer.writerow([_field(row[name]) for name in names] + [_field(r.placement.get(slot, "keep")) for slot in slots])
     write_whole(path, buffer.getvalue())
 
 

@@ -23,8 +23,7 @@ _TIE = 1e-12  # distances to the chord (in units of its box) closer than this ar
 
 
 def dominates(map_a: ArrayLike, latency_a: ArrayLike, map_b: ArrayLike, latency_b: ArrayLike) -> NDArray[np.bool_]:
-    """Whether a is at least as good as b in both objectives and better in one. Broadcasts; equal points do not
-    dominate each other.
+    """Whether a is at least as good as b in both objectives and better in one (so equals do not). Broadcasts.
 
     Raises:
         ValueError: a value that is not finite, an mAP outside [0, 1] or a latency not above 0.
@@ -35,8 +34,7 @@ def dominates(map_a: ArrayLike, latency_a: ArrayLike, map_b: ArrayLike, latency_
 
 
 def front_indices(maps: ArrayLike, latencies: ArrayLike) -> NDArray[np.intp]:
-    """Indices of the members that no other dominates, from the fastest to the one with the best mAP. Of equal points,
-    the first.
+    """Indices of the points that no other dominates, from the fastest to the best mAP. Of equal points, the first.
 
     O(n log n): sorted by latency (then mAP, then index), a point is on the front exactly where it raises the running
     best mAP. Along the result both latency and mAP rise strictly. Empty input gives an empty front.

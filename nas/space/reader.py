@@ -234,3 +234,9 @@ def _rounding_notes(slots: tuple[SlotChoices, ...]) -> list[str]:
                     if got != wanted:
                         notes.append(f"{choices.slot.name}: {block} with {heads} heads gets {got} channels, not {wanted}")
     return notes
+
+
+def whole_skeleton(name: str) -> SearchSpace:
+    """The space of a bare model YAML: every slot, each with nothing but its own row. Raises InputError."""
+    skeleton = read_skeleton(name)
+    return SearchSpace(skeleton, tuple(SlotChoices(slot) for slot in skeleton.slots))

@@ -115,6 +115,18 @@ class SearchSpace:
         for placements in itertools.product(*(choices.options for choices in self.slots)):
             yield self._architecture(placements)
 
+    def smallest(self) -> list[Architecture]:
+        """Per block, the architecture that has it wherever it may stand, as narrow and shallow as allowed."""
+
+        def least(choices: SlotChoices, block: str) -> Placement | None:
+            own = Placement(choices.slot.name, choices.slot.layer, KEEP, choices.slot.row.c2, choices.slot.depth)
+            sized = {option or own: option for option in choices.options}
+            fitting = [p for p in sized if p.block == block] or list(sized)
+            return sized[min(fitting, key=lambda p: (p.channels, p.depth, p.heads or 0))]
+
+        blocks = dict.fromkeys(block for choices in self.slots for block in choices.blocks)
+        return list(dict.fromkeys(self._architecture(least(c, block) for c in self.slots) for block in blocks))
+
     def neighbours(self, architecture: Architecture) -> Iterator[Architecture]:
         """Every architecture that differs in exactly one slot; rules not applied."""
         now = {p.slot: p for p in architecture.placements}

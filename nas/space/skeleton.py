@@ -218,3 +218,12 @@ def _slots(rows: list[Row], split: int) -> tuple[Slot, ...]:
             seen[name] = seen.get(name, 0) + 1
             slots.append(Slot(name if seen[name] == 1 else f"{name}.{seen[name]}", layer, row))
     return tuple(slots)
+
+
+def is_model(name: str) -> bool:
+    """Whether `name` is a model YAML (has a backbone), not a search space."""
+    try:
+        path, _ = find_model(name)
+        return "backbone" in read_yaml(path).data
+    except InputError:
+        return False

@@ -13,6 +13,7 @@ from yaml.constructor import SafeConstructor
 from nas.errors import InputError, did_you_mean
 
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 50
 Where = tuple[str | int, ...]
 
 _CONTAINER_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
@@ -64,8 +65,12 @@ def read_yaml(path: Path) -> Document:
         raise InputError(f"{path}: {reason}", "give the path of a YAML file") from error
     lines: dict[Where, int] = {}
     try:
+        depth = 0
         # An alias is refused before anything is expanded: the "billion laughs" attack is made of them.
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise InputError(f"{path}: nested more than {MAX_DEPTH} deep", "give a YAML file written by hand")
             if isinstance(event, yaml.AliasEvent):
                 line = event.start_mark.line + 1 if event.start_mark else 1
                 raise InputError(f"{path}:{line}: alias '*{event.anchor}'", "write the value out")
@@ -77,7 +82,7 @@ def read_yaml(path: Path) -> Document:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not YAML: {str(error).splitlines()[0]}", "give a YAML file") from error
     if not isinstance(data, dict):
-        raise InputError(f"{path}: holds no 'key: value' lines", "compare with a file of search_spaces/")
+        raise InputError(f"{path}: holds no 'key: value' lines", "compare it with a file that works")
     return Document(path, data, lines)
 
 

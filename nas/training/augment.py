@@ -93,7 +93,7 @@ class Batches:
         colours = _colour_matrices(count, how, random)
         pixels = self._sample(tiles, owner, corner, canvas_side, zoom * flip, centre)
         pixels = pixels.flatten(2).transpose(1, 2) @ colours.transpose(1, 2).to(self.device)  # channels come last
-        image = pixels.clamp_(0, 1).unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        image = pixels.clamp_(0, 1).view(count, side, side, 3).permute(0, 3, 1, 2)
         batch_idx, classes, boxes = self._boxes(tiles, owner, corner, zoom, centre, flip)
         targets = {"cls": classes[:, None], "bboxes": boxes, "batch_idx": batch_idx}
         return {"img": image, **{name: values.to(self.device) for name, values in targets.items()}}
@@ -110,9 +110,7 @@ class Batches:
         flip = 1.0 - 2.0 * (torch.rand(count, generator=random) < how.fliplr)
         return zoom, canvas_side / 2 + wander + shift, flip
 
-    def _sample(
-        self, tiles: Tensor, owner: Tensor, corner: Tensor, canvas_side: int, zoom_x: Tensor, centre: Tensor
-    ) -> Tensor:
+    def _sample(self, tiles: Tensor, owner: Tensor, corner: Tensor, canvas_side: int, zoom_x: Tensor, centre: Tensor) -> Tensor:
         """The pixels (B, 3, S, S) in 0..1: tiles laid on canvases, which are resampled once."""
         side = self.images.imgsz
         if self._resident is not None:
@@ -167,4 +165,5 @@ def _colour_matrices(count: int, how: Augmentation, random: torch.Generator) -> 
     turned[:, 1, 1] = turned[:, 2, 2] = angle.cos() * (1 + saturation)
     turned[:, 1, 2] = -angle.sin() * (1 + saturation)
     turned[:, 2, 1] = -turned[:, 1, 2]
-    return (1 + value)[:, None, None] * (to_yiq.inverse() @ turned @ to_yiq)
+    matrices: Tensor = (1 + value)[:, None, None] * (torch.linalg.inv(to_yiq) @ turned @ to_yiq)
+    return matrices

@@ -78,15 +78,15 @@ def decode(paths: Sequence[Path], labels: Sequence[Labels], imgsz: int, cache: P
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{stem}.lock"):  # the second of two processes waits, then finds the file of the first
-            if not pixels_file.exists():
+            if not (pixels_file.exists() and sizes_file.exists()):
                 _write(paths, imgsz, pixels_file, sizes_file)
         pixels = np.load(pixels_file, mmap_mode="r", allow_pickle=False)
         sizes = np.load(sizes_file, allow_pickle=False)
     except OSError as error:
         raise InputError(f"cannot keep decoded images in {cache}: {error}", "free space there or move it") from error
     readable = [i for i, size in enumerate(sizes) if size.all()]
-    skipped = tuple(paths[i] for i in np.flatnonzero(~sizes.all(axis=1)))
-    return Images(pixels, [_onto_canvas(labels[i], *sizes[i].tolist(), imgsz) for i in readable], skipped)
+    skipped = tuple(path for path, size in zip(paths, sizes, strict=True) if not size.all())
+    return Images(pixels, [_onto_canvas(labels[i], int(sizes[i, 0]), int(sizes[i, 1]), imgsz) for i in readable], skipped)
 
 
 def _key(paths: Sequence[Path], imgsz: int) -> str:
@@ -121,6 +121,8 @@ def _write(paths: Sequence[Path], imgsz: int, pixels_file: Path, sizes_file: Pat
                     "repair or remove them; below 1% they are skipped",
                 )
             _header(file, len(paths) - len(corrupt), imgsz)
+            file.flush()
+            os.fsync(file.fileno())  # after a power cut the name must not stand for an empty file
         np.save(sizes_file, sizes, allow_pickle=False)
         part.replace(pixels_file)
     finally:
@@ -144,14 +146,14 @@ def _decoded(paths: Sequence[Path], imgsz: int) -> Iterator[tuple[Pixels, tuple[
 
 def _letterbox(path: Path, imgsz: int) -> tuple[Pixels, tuple[int, int]] | None:
     """The canvas (3, S, S) in RGB and the (width, height) of the original; None when the file is no image."""
-    import cv2  # noqa: PLC0415 (only a first call decodes; later ones map the cached file)
+    import cv2  # noqa: PLC0415  only a first call decodes; later ones map the cached file
+    from ultralytics.utils.patches import imread  # noqa: PLC0415  the formats and pixels of a full training
 
     try:
-        # decoding from bytes: cv2.imread cannot open non-ASCII paths on every platform
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error):
-        return None
-    if image is None:
+        image = imread(path, cv2.IMREAD_COLOR)
+    except (OSError, ValueError, SyntaxError, ImportError, cv2.error):
+        return None  # what the decoders behind it raise for broken files and for formats they lack
+    if image is None or image.dtype != np.uint8 or image.shape[2] not in {1, 3}:
         return None
     height, width = image.shape[:2]
     w, h, left, top = _placement(width, height, imgsz)

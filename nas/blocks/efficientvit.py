@@ -1,0 +1,105 @@
+"""EfficientViT (Cai et al., "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction", ICCV
+2023). Not to be confused with the EfficientViT of Liu et al. (CVPR 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas.blocks.common import ConvNorm, Stage, settle, widened
+
+
+class EfficientViT(Stage):
+    """A stage of EfficientViT units: (N, c1, H, W) -> (N, c2, H, W).
+
+    Args:
+        heads: attention heads, each of c2 // heads channels (by default, as many as have about 16).
+        ratio: expansion of the MBConv.
+        kernel: kernel of the second attention scale; the first sees single pixels.
+    """
+
+    def __init__(
+        self, c1: int, c2: int, depth: int = 1, *, heads: int | None = None, ratio: float = 4.0, kernel: int = 5
+    ) -> None:
+        count = settle("efficientvit", c1, c2, depth, heads, ratio=ratio, kernel=kernel)
+        if count > c2:
+            raise ValueError(f"EfficientViT: {count} heads need at least as many channels, not {c2}")
+        super().__init__(c1, c2, depth, lambda _: EfficientViTUnit(c2, count, c2 // count, ratio, (kernel,)))
+
+
+class EfficientViTUnit(nn.Module):
+    """x + LiteMLA(x), then x + MBConv(x): (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, channels: int, heads: int, head_dim: int = 16, ratio: float = 4.0, scales: Sequence[int] = (5,)) -> None:
+        super().__init__()
+        self.context = LiteMLA(channels, heads, head_dim, scales)
+        self.local = MBConv(channels, ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.context(x)
+        y: Tensor = x + self.local(x)
+        return y
+
+
+class LiteMLA(nn.Module):
+    """Multi-scale ReLU linear attention: (N, C, H, W) -> (N, C, H, W), its cost linear in H * W.
+
+    Args:
+        scales: odd kernels; each adds a copy of all heads that attends over queries, keys and values blurred by it.
+    """
+
+    # Keeps 0 / 0 away from pixels whose query is all zero; large enough to survive in float16.
+    eps = 1e-6
+
+    def __init__(self, channels: int, heads: int, head_dim: int = 16, scales: Sequence[int] = (5,)) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.groups = heads * (1 + len(scales))
+        width = 3 * heads * head_dim
+        self.qkv = nn.Conv2d(channels, width, 1, bias=False)
+        self.blurs = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width, bias=False),
+                nn.Conv2d(width, width, 1, groups=3 * heads, bias=False),
+            )
+            for kernel in scales
+        )
+        self.project = ConvNorm(self.groups * head_dim, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        qkv: Tensor = self.qkv(x)
+        scales = torch.cat([qkv, *(blur(qkv) for blur in self.blurs)], 1)
+        y = self._attend(scales.reshape(n, self.groups, 3 * self.head_dim, h * w)).to(scales.dtype)
+        out: Tensor = self.project(y.reshape(n, self.groups * self.head_dim, h, w))
+        return out
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """Queries, keys and values (N, groups, 3 * head_dim, pixels) -> outputs (N, groups, head_dim, pixels)."""
+        # Sums over all pixels, and a quotient: no place for half precision.
+        with torch.autocast(qkv.device.type, enabled=False):
+            q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).chunk(3, 2)
+            # The quotient forgets the scale of k: a mean instead of a sum over the pixels keeps runtimes that choose
+            # float16 themselves from overflowing on large maps.
+            q, k = q.relu(), k.relu() / qkv.shape[-1]
+            v = F.pad(v, (0, 0, 0, 1), value=1.0)
+            y = (v @ k.transpose(-1, -2)) @ q
+            return y[:, :, :-1] / (y[:, :, -1:] + self.eps)
+
+
+class MBConv(nn.Sequential):
+    """Inverted residual branch with a norm only at its end: (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, channels: int, ratio: float = 4.0) -> None:
+        hidden = widened(channels, ratio)
+        super().__init__(
+            nn.Conv2d(channels, hidden, 1),
+            nn.Hardswish(),
+            nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden),
+            nn.Hardswish(),
+            ConvNorm(hidden, channels),
+        )

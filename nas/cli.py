@@ -1,0 +1,212 @@
+"""The command line: arguments to calls, printing, exit codes. No logic, and no heavy import before a command runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nas.errors import InputError, NasError, did_you_mean
+
+if TYPE_CHECKING:
+    from nas.api import Run
+
+EXIT_CODES = """\b
+Exit codes: 0 a front was found; 1 a bug of nas; 2 bad input; 3 nothing feasible;
+4 stopped itself; 5 device or cluster unreachable; 130 interrupted, resumable."""
+
+
+class _Command(click.Command):
+    """A command that understands people who write `data=my.yaml` as Ultralytics wants it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        flags = {flag for parameter in self.params for flag in parameter.opts}
+        before = None
+        for arg in args:
+            name, equals, value = arg.partition("=")
+            if equals and not arg.startswith("-") and f"--{name}" in flags and not str(before).startswith("--set"):
+                raise click.UsageError(f"'{arg}' is not an option; did you mean --{name} {value}?", ctx)
+            before = arg
+        return super().parse_args(ctx, args)
+
+
+class _Group(click.Group):
+    """Commands with "did you mean" for a mistyped one."""
+
+    command_class = _Command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(f"no command '{args[0]}'; {did_you_mean(args[0], self.commands)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="yolo-placement-search", prog_name="nas")
+def cli() -> None:
+    """Neural architecture search over block placements in YOLO detectors."""
+
+
+@cli.command()
+@click.option("--data", metavar="YAML", help="Ultralytics detection dataset; without it the built-in set is used.")
+@click.option("--budget", default="30min", show_default=True, help="64gpu-h, 30gpu-min, 2h, 30min or 20trials.")
+@click.option("--max-latency", metavar="TIME", help="Hard limit, for example 2ms or 800us; what is slower is not trained.")
+@click.option("--space", default="yolo11n-blocks", show_default=True, help="Search space YAML, or the name of a shipped one.")
+@click.option("--target", default="auto", show_default=True, help="cpu:onnxruntime, cpu:torch or cuda:torch-fp16 [,threads=N].")
+@click.option("--imgsz", default=640, show_default=True, help="Side of the square input in pixels.")
+@click.option("--epochs", type=int, help="Length of a proxy training.  [default: 5]")
+@click.option("--workers", type=int, help="Trials trained at once.  [default: one per GPU, else one per core]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--executor", default="local", show_default=True, help="local (processes of this host) or ray.")
+@click.option("--sampler", default="tpe", show_default=True, help="tpe or random.")
+@click.option("--seed", default=0, show_default=True, help="Of every random draw.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
+@click.option("--name", help="Folder under results/.  [default: search, search2, …]")
+@click.option("--resume", metavar="RUN", help="Go on with a run; --budget, --max-latency and --workers may change.")
+@click.option("--add-budget", metavar="BUDGET", help="With --resume: so much more.")
+@click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
+@click.pass_context
+def search(ctx: click.Context, /, **options: Any) -> None:
+    """Search for the best architectures; files go to results/NAME.
+
+    Ctrl-C lets running trials end and writes the front; a second Ctrl-C stops at once. Both can be resumed.
+    """
+    from nas import api  # noqa: PLC0415  (a command pays for its own imports)
+    from nas.config import parse_latency, parse_settings  # noqa: PLC0415
+    from nas.review.progress import progress  # noqa: PLC0415
+    from nas.runs.folder import command_line  # noqa: PLC0415
+
+    quiet, again, add = options.pop("quiet"), options.pop("resume"), options.pop("add_budget")
+    settings = parse_settings(options.pop("settings"))
+    epochs = options.pop("epochs")
+    settings |= {} if epochs is None else {"epochs": epochs}
+    view = progress(quiet=quiet)
+    if again is None:
+        if add is not None:
+            raise InputError("--add-budget needs --resume RUN", "for a new search use --budget")
+        run = api.search(**options, **settings, command=command_line(), progress=view)
+    else:
+        given = {k for k in options if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
+        given |= set(settings)
+        if fixed := sorted(given - {"budget", "max_latency", "workers", "executor"}):
+            flag = f"--{fixed[0].replace('_', '-')}"
+            raise InputError(f"{flag} cannot change in a resumed run", "leave it out, or start a new run")
+        changes = {k: options[k] for k in given}
+        if "max_latency" in changes:
+            changes["max_latency_ms"] = parse_latency(changes.pop("max_latency"))
+        run = api.resume(again, add_budget=add, progress=view, **changes)
+    _show(run)
+    if run.stopped_because == "interrupted":
+        click.echo(f"interrupted; go on with: nas search --resume {run.folder}", err=True)
+        ctx.exit(130)
+    if not run.front:
+        click.echo("no feasible trial finished; give it more budget with --resume and --add-budget", err=True)
+        ctx.exit(3)
+
+
+@cli.command()
+@click.argument("run", required=False)
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+def front(run: str | None, form: str) -> None:
+    """Show the front of RUN (the latest run where none is named) and write its files anew."""
+    from nas import api  # noqa: PLC0415
+
+    found = api.load(run)
+    found.report()
+    if form == "table":
+        _show(found)
+    else:
+        click.echo((found.folder / f"front.{form}").read_text(encoding="utf-8"), nl=False)
+
+
+@cli.command()
+@click.argument("run", required=False)
+@click.option("--pick", required=True, help="knee, fastest, best, an architecture id or a trial number.")
+def export(run: str | None, pick: str) -> None:
+    """Write the model YAML of one architecture of RUN; it trains in Ultralytics as it is."""
+    from nas import api  # noqa: PLC0415
+
+    click.echo(api.load(run).export(pick))
+
+
+@cli.group()
+def space() -> None:
+    """Check and show search spaces."""
+
+
+@space.command("check")
+@click.argument("file")
+def space_check(file: str) -> None:
+    """Say every fault of a search space with its line, or that there is none."""
+    from nas.space.reader import find_space, read_space  # noqa: PLC0415
+
+    found = read_space(find_space(file))
+    for note in found.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"{found.source}: fine; {found.size:,} architectures of {found.skeleton.name}")
+
+
+@space.command("show")
+@click.argument("file")
+def space_show(file: str) -> None:
+    """List the slots of a search space (or of a model YAML) and what each may hold."""
+    from nas.review.space_table import slots_table  # noqa: PLC0415
+    from nas.space.reader import find_space, read_space, whole_skeleton  # noqa: PLC0415
+    from nas.space.skeleton import is_model  # noqa: PLC0415
+
+    shown = whole_skeleton(file) if is_model(file) else read_space(find_space(file))
+    _print(slots_table(shown))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def yolo(arguments: tuple[str, ...]) -> None:
+    """Ultralytics' own command line, with the blocks of nas registered."""
+    sys.argv = ["yolo", *arguments]
+    from ultralytics.cfg import entrypoint  # noqa: PLC0415
+
+    import nas.yolo  # noqa: F401, PLC0415
+
+    entrypoint()
+
+
+def _show(run: Run) -> None:
+    from nas.review.table import rich_table  # noqa: PLC0415
+
+    _print(rich_table(run.records, run.summary))
+    click.echo(f"{run.summary.tally}; stopped: {run.summary.stopped_because}")
+    for name in ("pareto.html", "pareto.png", "front.csv", "winner.yaml"):
+        if (run.folder / name).is_file():
+            click.echo(f"  {run.folder / name}")
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    # A pipe has no width of its own: the table then takes what it needs.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def main() -> None:
+    """The console script: prints errors in one or two lines and exits with their code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        click.echo(f"nas: {error.format_message()}", err=True)
+        sys.exit(InputError.exit_code)
+    except NasError as error:
+        click.echo(f"nas: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("nas: interrupted", err=True)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

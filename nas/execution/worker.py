@@ -1,0 +1,94 @@
+"""A warm child process: reads attempts as JSON lines from stdin, runs one at a time, writes events to stdout.
+
+    python -m nas.execution.worker
+
+It ends when stdin ends, at once, even in the middle of an attempt: so no worker outlives its study.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+from nas.errors import NasError
+
+Send = Callable[[dict[str, Any]], None]
+
+
+def main() -> None:
+    """Serve attempts until stdin ends."""
+    # Libraries print as they like; the protocol gets a stream of its own and file descriptor 1 becomes the log.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    go = threading.Event()
+    threading.Thread(target=_read, args=(sys.stdin, inbox, go), daemon=True).start()
+    lock = threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        with lock:
+            out.write(json.dumps(message) + "\n")
+
+    send({"event": "ready", "pid": os.getpid()})
+    while True:
+        attempt = inbox.get()
+        go.clear()
+        run_attempt(attempt, send, go.wait)
+
+
+def _read(stdin: IO[str], inbox: queue.SimpleQueue[dict[str, Any]], go: threading.Event) -> None:
+    for line in stdin:
+        message = json.loads(line)
+        if message.get("go"):
+            go.set()
+        else:
+            inbox.put(message)
+    os._exit(0)
+
+
+def run_attempt(attempt: Mapping[str, Any], send: Send, wait_for_quiet: Callable[[], object]) -> None:
+    """Run one attempt and send its events; never raises for what the attempt does.
+
+    A quiet attempt calls `progress({"quiet": True})` when it is about to time something: that returns when nothing else
+    runs on this host.
+    """
+    start = time.monotonic()
+
+    def event(name: str, **fields: Any) -> None:
+        send({"event": name, "key": attempt["key"], "seconds": time.monotonic() - start, **fields})
+
+    def progress(data: Mapping[str, Any]) -> None:
+        if data.get("quiet"):
+            event("quiet")
+            wait_for_quiet()
+        else:
+            event("progress", data=dict(data))
+
+    try:
+        module, _, function = attempt["kind"].partition(":")
+        data = getattr(importlib.import_module(module), function)(attempt["payload"], attempt["seed"], progress)
+        event("result", data=data)
+    except NasError as error:
+        event("failed", reason=error.message, detail=str(error))
+    except MemoryError:
+        event("failed", reason="out of memory", detail=_last_lines())
+    except Exception as error:
+        # The boundary of an attempt: whatever it raised is its result, told to the study and kept in its post-mortem.
+        reason = "out of memory" if type(error).__name__ == "OutOfMemoryError" else f"{type(error).__name__}: {error}"
+        event("failed", reason=reason.splitlines()[0][:300], detail=_last_lines())
+
+
+def _last_lines() -> str:
+    return "\n".join(traceback.format_exc().splitlines()[-30:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""From a trial to files that others use: the resolved model YAML, which trains in Ultralytics as it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+
+from nas.review.record import Record, RunSummary, printable
+from nas.space.architecture import Architecture, model_yaml
+from nas.space.skeleton import Skeleton
+
+
+class _Rows(yaml.SafeDumper):
+    """Writes the rows of a model one per line, as Ultralytics does."""
+
+
+class _Row(list):  # type: ignore[type-arg]
+    """A row that is written on one line."""
+
+
+_Rows.add_representer(_Row, lambda dumper, row: dumper.represent_sequence("tag:yaml.org,2002:seq", row, flow_style=True))
+
+
+def write_winner(
+    path: Path, skeleton: Skeleton, architecture: Architecture, nc: int, *, record: Record, summary: RunSummary
+) -> None:
+    """Write an architecture as a model YAML, with where it comes from and how to train it in its head.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    model = model_yaml(skeleton, architecture, nc)
+    model["backbone"] = [_Row(row) for row in model["backbone"]]
+    model["head"] = [_Row(row) for row in model["head"]]
+    placement = [f"#   {slot}: {text}" for slot, text in record.placement.items()] or ["#   (nothing: the skeleton as it is)"]
+    score = f"{record.map:.4f}" if record.map is not None else "unknown"
+    latency = f"{record.latency_ms:.3f} ms" if record.latency_ms is not None else "unknown"
+    head = [
+        f"# {architecture.id}: trial {record.trial} of run {printable(summary.name)}, found by nas in {summary.skeleton}",
+        "# placements",
+        *placement,
+        f"# proxy mAP50-95 {score} on the {summary.split} of {printable(summary.data)} after {summary.fidelity}",
+        f"# latency {latency} on {summary.target} at {summary.imgsz} px",
+        "#",
+        "# train it:    import nas.yolo                # teaches Ultralytics the blocks below",
+        "#              from ultralytics import YOLO",
+        f'#              YOLO("{path.name}").train(data=…, epochs=…)',
+        f"# or:          nas yolo train model={path.name} data=… epochs=…",
+        "",
+    ]
+    body = yaml.dump(model, Dumper=_Rows, sort_keys=False, allow_unicode=True, width=10_000)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("\n".join(head) + body, encoding="utf-8")
+    temporary.replace(path)

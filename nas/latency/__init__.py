@@ -1,0 +1,1 @@
+"""Latency of an architecture on a target: the target's name, the runtimes, the measuring and its cache."""

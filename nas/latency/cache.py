@@ -1,0 +1,62 @@
+"""Latencies already measured on this machine, kept between runs: one JSON line per model in a file per target."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nas.latency.measure import Latency
+from nas.latency.target import Target
+
+# Part of every key: raised when measuring itself changes.
+VERSION = 1
+# A figure from a busy moment is used, but not kept for other runs.
+MAX_SPREAD = 0.15
+
+
+def model_key(model_yaml: Mapping[str, Any], imgsz: int) -> str:
+    """Names a model and its input size."""
+    text = json.dumps([model_yaml, imgsz], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class LatencyCache:
+    """What is known about one target on this machine with these versions.
+
+    A torn last line (a crash, a full disk) is skipped; nothing but time is lost with it.
+    """
+
+    def __init__(self, folder: Path, target: Target) -> None:
+        stamp = json.dumps([VERSION, target.stamp()], sort_keys=True)
+        self.path = folder / f"{target.kind.replace(':', '-')}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.jsonl"
+        self._known: dict[str, dict[str, Any]] = {}
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._known[entry["key"]] = entry["price"]
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    continue
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        return self._known.get(key)
+
+    def put(self, key: str, price: dict[str, Any]) -> None:
+        """Keep a price (see `as_price`) unless it was measured in a busy moment."""
+        self._known[key] = price
+        if price["spread"] <= MAX_SPREAD:
+            # A home that cannot be written costs the next run some measuring, not this one its search.
+            with contextlib.suppress(OSError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": key, "price": price}) + "\n")
+
+
+def as_price(latency: Latency, params: int, gmacs: float) -> dict[str, Any]:
+    """Latency, fused parameters and multiply-adds (1e9) of one model as plain data."""
+    return {**asdict(latency), "params": params, "gmacs": gmacs}

@@ -1,0 +1,112 @@
+"""A run as its reviewers see it: the store's trials as records, the summary beside them, and the files of a run folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from nas.config import RunConfig
+from nas.export import write_winner
+from nas.review.page import write_html
+from nas.review.picture import write_png
+from nas.review.record import Record, RunSummary
+from nas.review.table import front_of, picks_of, write_csv, write_json
+from nas.runs.store import Entry
+from nas.space.architecture import Architecture
+from nas.space.search_space import SearchSpace
+from nas.space.skeleton import Skeleton
+
+
+def records_of(entries: Sequence[Entry], skeleton: Skeleton, max_latency_ms: float | None) -> list[Record]:
+    """One record per trial; a trial that was never written down completely is left out."""
+    return [_record(entry, skeleton, max_latency_ms) for entry in entries if entry.architecture is not None]
+
+
+def _record(entry: Entry, skeleton: Skeleton, max_latency_ms: float | None) -> Record:
+    architecture, price, result = entry.architecture, entry.price or {}, entry.result or {}
+    if architecture is None:
+        raise ValueError(f"trial {entry.number} has no architecture")
+    latency = price.get("ms")
+    return Record(
+        trial=entry.number,
+        id=architecture.id,
+        state=entry.state,
+        reason=entry.reason,
+        baseline=architecture.is_skeleton,
+        feasible=latency is not None and (max_latency_ms is None or latency <= max_latency_ms),
+        map=result.get("map"),
+        map50=result.get("map50"),
+        latency_ms=latency,
+        latency_spread=price.get("spread"),
+        params=price.get("params"),
+        gmacs=price.get("gmacs"),
+        seconds=entry.seconds,
+        placement=architecture.describe(skeleton),
+    )
+
+
+def summary_of(
+    name: str,
+    config: RunConfig,
+    command: str,
+    classes: Sequence[str],
+    skeleton: Skeleton,
+    entries: Sequence[Entry],
+    *,
+    device_seconds: float,
+    wall_seconds: float,
+    stopped_because: str,
+) -> RunSummary:
+    """What stands beside the figures of a run in every report."""
+    return RunSummary(
+        name=name,
+        skeleton=f"{skeleton.name}.yaml",
+        target=config.target,
+        imgsz=config.imgsz,
+        limit_ms=config.max_latency_ms,
+        data=config.data,
+        classes=tuple(classes),
+        fidelity=f"{config.epochs} epochs at {config.imgsz} px, seed {config.seed}",
+        split=f"held-out part of train ({config.held_out:.0%})",
+        seed=config.seed,
+        command=command,
+        counts=dict(Counter(entry.state for entry in entries)),
+        device_seconds=device_seconds,
+        wall_seconds=wall_seconds,
+        stopped_because=stopped_because,
+    )
+
+
+def winner_of(records: Sequence[Record], max_latency_ms: float | None) -> Record | None:
+    """The architecture that `winner.yaml` holds: the best under a latency limit, without one the knee."""
+    return picks_of(front_of(records)).get("knee" if max_latency_ms is None else "best")
+
+
+def write_report(
+    folder: Path, records: Sequence[Record], summary: RunSummary, space: SearchSpace, entries: Sequence[Entry], nc: int
+) -> None:
+    """All result files of a run folder: trials.csv, front.csv, front.json, pareto.png, pareto.html, winner.yaml."""
+    write_tables(folder, records, summary)
+    write_png(records, summary, folder / "pareto.png")
+    write_html(records, summary, folder / "pareto.html")
+    winner = winner_of(records, summary.limit_ms)
+    if winner is not None:
+        write_winner(
+            folder / "winner.yaml", space.skeleton, architecture_of(entries, winner), nc, record=winner, summary=summary
+        )
+
+
+def write_tables(folder: Path, records: Sequence[Record], summary: RunSummary) -> None:
+    """The result files that are written after every trial: trials.csv, front.csv, front.json."""
+    write_csv(records, folder / "trials.csv")
+    write_csv(front_of(records), folder / "front.csv")
+    write_json(front_of(records), folder / "front.json", summary)
+
+
+def architecture_of(entries: Sequence[Entry], record: Record) -> Architecture:
+    """The architecture of a record."""
+    found = next(entry.architecture for entry in entries if entry.number == record.trial)
+    if found is None:
+        raise ValueError(f"trial {record.trial} has no architecture")
+    return found

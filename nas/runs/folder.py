@@ -1,0 +1,153 @@
+"""The run folder `results/NAME`: made, locked against a second search, found again; run.yaml and manifest.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from nas.config import RunConfig
+from nas.errors import InputError, did_you_mean
+from nas.space.source import read_yaml
+
+RESULTS = Path("results")
+_PACKAGES = ("torch", "torchvision", "ultralytics", "optuna", "ray", "onnx", "onnxruntime", "numpy")
+
+
+def new_folder(name: str | None, results: Path = RESULTS) -> Path:
+    """Make `results/search`, `search2`, … or `results/NAME`. Raises InputError when it cannot be made or exists."""
+    if name is not None and not re.fullmatch(r"[\w][\w .-]*", name):
+        raise InputError(f"run name '{name}' is not a plain folder name", "use letters, digits, '.', '_' and '-'")
+    base = name or "search"
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 100_000):
+            folder = results / (base if number == 1 else f"{base}{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                if name is not None:
+                    raise InputError(
+                        f"{folder} exists already", f"go on with --resume {folder}, or choose another --name"
+                    ) from None
+                continue
+            return folder
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {results.absolute()}: {error.strerror}", "run nas in a folder you may write to"
+        ) from error
+    raise InputError(f"{results} is full of runs", "choose a --name")
+
+
+def find_folder(name: str | None, results: Path = RESULTS) -> Path:
+    """A run folder by path or name; the latest one where `name` is None. Raises InputError."""
+    runs = {p.name: p for p in results.iterdir() if (p / "run.yaml").is_file()} if results.is_dir() else {}
+    if name is None:
+        if not runs:
+            raise InputError(f"no runs in {results.absolute()}", "start one with: nas search")
+        return max(runs.values(), key=lambda folder: (folder / "run.yaml").stat().st_mtime)
+    for folder in (Path(name), results / name):
+        if (folder / "run.yaml").is_file():
+            return folder
+    raise InputError(f"no run '{name}'", did_you_mean(Path(name).name, runs) or "start one with: nas search")
+
+
+def write_config(folder: Path, config: RunConfig, command: str) -> None:
+    """Write run.yaml: the configuration and the command that made it."""
+    text = yaml.safe_dump({"command": command, **config.to_dict()}, sort_keys=False, allow_unicode=True)
+    write_text(folder / "run.yaml", text)
+
+
+def read_config(folder: Path) -> tuple[RunConfig, str]:
+    """Read run.yaml back: the configuration and the command. Raises InputError."""
+    path = folder / "run.yaml"
+    data = dict(read_yaml(path).data)
+    command = str(data.pop("command", ""))
+    return RunConfig.from_dict(data, path), command
+
+
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """Write manifest.json: versions, machine, git, and the given facts (data digest, classes, space text …)."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    manifest = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+        "git": _git_commit(),
+        **facts,
+    }
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises InputError for a missing or damaged manifest."""
+    path = folder / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}", "restore the file, or start a new run") from error
+    return manifest
+
+
+def command_line() -> str:
+    """The command as typed, to be repeated."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step: a crash leaves the old one or the new one, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder; the lock ends with the process, however that ends.
+
+    Raises:
+        InputError: another process holds it, which is named.
+    """
+    holder = folder / "holder.json"
+    lock = FileLock(folder / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = json.loads(holder.read_text(encoding="utf-8")) if holder.is_file() else {}
+        name = f"process {who.get('pid', '?')} on {who.get('host', '?')}"
+        raise InputError(f"{folder} is in use by {name}", "wait for it to end, or stop it") from None
+    try:
+        write_text(holder, json.dumps({"pid": os.getpid(), "host": platform.node()}))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _git_commit() -> str | None:
+    """The commit of the folder that nas was started in, if that is a git repository."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S607
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,375 @@
+"""The loop of a search: probe, then ask -> price -> train -> record until the budget ends.
+
+It decides and writes; everything slow happens in the executor's workers, and it never waits for one of them alone.
+A trial's way: proposed -> rejected (over the limit, a repeat, forbidden) | queued -> running -> done | failed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nas.config import RunConfig
+from nas.errors import InfeasibleError, StoppedError
+from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
+from nas.execution.work import PRICE, TRAIN, PriceJob, TrainJob
+from nas.latency.cache import LatencyCache, model_key
+from nas.review.progress import Status
+from nas.runs.ledger import Ledger
+from nas.runs.store import Entry, Store
+from nas.seeds import derive
+from nas.space.architecture import Architecture, model_yaml
+from nas.space.search_space import SearchSpace
+
+log = logging.getLogger("nas")
+
+POLL_SECONDS = 0.5
+HEARTBEAT_SECONDS = 5.0
+MAX_ATTEMPTS = 3
+SAME_FAILURES = 8
+MISSES = 5
+PRICED_AHEAD = 1
+
+
+class Study:
+    """One search over one store.
+
+    Args:
+        config: what to do.
+        space: where to search.
+        nc: number of classes of the dataset.
+        store: the trials, empty or of an earlier session.
+        executor: who runs; closed by whoever made it.
+        prices: latencies known already.
+        jobs: makes the training job of a model YAML.
+        folder: the run folder, for post-mortems.
+        watch: called whenever something changed, at least twice a second.
+        record: called after every finished trial.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        space: SearchSpace,
+        nc: int,
+        store: Store,
+        executor: Executor,
+        prices: LatencyCache,
+        ledger: Ledger,
+        jobs: Callable[[dict[str, Any]], TrainJob],
+        folder: Path,
+        watch: Callable[[Status], None],
+        record: Callable[[], None],
+    ) -> None:
+        self._config, self._space, self._nc, self._store = config, space, nc, store
+        self._executor, self._prices, self._ledger = executor, prices, ledger
+        self._jobs, self._folder, self._watch, self._record = jobs, folder, watch, record
+        self._seen = {e.architecture.id for e in store.entries if e.architecture and e.state != "proposed"}
+        self._queue: deque[int] = deque()
+        self._pricing: dict[str, int] = {}
+        self._running: dict[str, int] = {}
+        self._began: dict[int, float] = {}
+        self._epochs: dict[int, tuple[int, int]] = {}
+        self._heartbeat: dict[int, float] = {}
+        self._misses = 0
+        self._keys = itertools.count()
+        self._phase = "probe"
+        self._stopping: str | None = None
+        self._exhausted = False
+
+    def interrupt(self) -> None:
+        """Start nothing more; `run` returns when what is running has ended. Safe in a signal handler."""
+        self._stopping = "interrupted"
+
+    def run(self) -> str:
+        """Search until the budget ends, the space is exhausted or `interrupt` is called; says which.
+
+        Raises:
+            InfeasibleError: no probed architecture meets the latency limit; nothing was trained.
+            StoppedError: trial after trial fails with the same reason.
+        """
+        self._ledger.begin()
+        try:
+            unpriced = self._resume()
+            self._probe()
+            self._phase = "explore"
+            if len(self._store) == 0:
+                self._propose(self._space.baseline)
+            for number in unpriced:
+                self._price(number)
+            while self._step():
+                self._watch(self._status())
+        finally:
+            for number, began in self._began.items():
+                if number in self._running.values():
+                    self._store.charge(number, time.monotonic() - began)
+            self._ledger.save()
+        if self._stopping:
+            return self._stopping
+        return "every architecture of the space was tried" if self._exhausted else "budget spent"
+
+    def _resume(self) -> list[int]:
+        """Take up an earlier session: queued and running trials wait again; proposals without a price are returned."""
+        self._queue.extend(entry.number for entry in self._store.reopen())
+        unpriced = [e.number for e in self._store.entries if e.state == "proposed"]
+        self._seen |= {e.architecture.id for e in self._store.entries if e.architecture}
+        return unpriced
+
+    def _step(self) -> bool:
+        """One round: start what can start, wait for events, take them in. False when all is done."""
+        self._start()
+        if not self._stopping and not self._exhausted and self._wants_more():
+            self._propose()
+            self._start()
+        if not self._queue and not self._running and not self._pricing:
+            return not self._stopping and not self._exhausted and self._wants_more()
+        if not self._running and not self._pricing and not self._may_start():
+            return False  # what waits in the queue no longer fits: it stays queued for a larger budget
+        for event in self._executor.poll(POLL_SECONDS):
+            self._take(event)
+        if self._running and self._ledger.exhausted(self._elapsed()):
+            self._stop_running()
+        return True
+
+    def _wants_more(self) -> bool:
+        """Whether to propose now: the lane is free, little waits, and the budget has room."""
+        if self._pricing or not self._executor.lane_free or len(self._queue) >= PRICED_AHEAD:
+            return False
+        return self._ledger.fits(self._elapsed(), len(self._queue))
+
+    def _may_start(self) -> bool:
+        """The baseline always starts; another trial when it fits the budget, and nobody asked to stop."""
+        if not self._queue or self._stopping:
+            return False
+        return self._queue[0] == 0 or self._ledger.fits(self._elapsed(), 0)
+
+    def _elapsed(self) -> list[float]:
+        now = time.monotonic()
+        return [now - self._began.get(number, now) for number in self._running.values()]
+
+    def _probe(self) -> None:
+        """Time the smallest architectures before anything is trained: is the limit within reach at all?"""
+        limit = self._config.max_latency_ms
+        if limit is None or any(e.state == "done" for e in self._store.entries):
+            return
+        fastest: tuple[float, Architecture] | None = None
+        for architecture in (self._space.baseline, *self._space.smallest()):
+            price = self._price_now(architecture)
+            if price is not None and (fastest is None or price["ms"] < fastest[0]):
+                fastest = price["ms"], architecture
+            if fastest is not None and fastest[0] <= limit:
+                return
+            if self._stopping:
+                return
+        found = "none of the probed architectures could be measured"
+        if fastest is not None:
+            what = "; ".join(f"{k}={v}" for k, v in fastest[1].describe(self._space.skeleton).items()) or "the skeleton"
+            found = f"the fastest of the probed takes {fastest[0]:.3g} ms ({what})"
+        hint = "raise --max-latency, lower --imgsz, or take a smaller skeleton"
+        raise InfeasibleError(f"nothing meets {limit:g} ms on {self._config.target}: {found}", hint)
+
+    def _price_now(self, architecture: Architecture) -> Mapping[str, Any] | None:
+        """The price of an architecture, waiting for the lane; None where it cannot be run on the target."""
+        model = self._model(architecture)
+        key = model_key(model, self._config.imgsz)
+        if known := self._prices.get(key):
+            return known
+        attempt = self._price_attempt(model)
+        self._executor.start(attempt)
+        while True:
+            self._watch(self._status())
+            for event in self._executor.poll(POLL_SECONDS):
+                if isinstance(event, Result):
+                    self._store.add_seconds(lane=event.seconds)
+                    self._prices.put(key, dict(event.data))
+                    return event.data
+                if isinstance(event, Failed | Lost):
+                    self._store.add_seconds(lane=event.seconds)
+                    log.warning("probe %s: %s", architecture.id, event.reason)
+                    return None
+
+    def _model(self, architecture: Architecture) -> dict[str, Any]:
+        return model_yaml(self._space.skeleton, architecture, self._nc)
+
+    def _price_attempt(self, model: dict[str, Any]) -> Attempt:
+        job = PriceJob(model, self._config.target, self._config.imgsz)
+        return Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
+
+    def _propose(self, fixed: Architecture | None = None) -> None:
+        """Ask for one architecture and have it priced; a repeat or a forbidden one is rejected at once."""
+        number = len(self._store)
+        if fixed is None and self._misses >= MISSES:
+            fixed = self._unseen(random.Random(derive(self._config.seed, number, "fallback")))
+            if fixed is None:
+                self._exhausted = True
+                return
+        entry = self._store.propose(self._space, self._config.sampler, self._config.seed, fixed)
+        architecture = entry.architecture
+        if architecture is None or architecture.id in self._seen:
+            self._reject(number, "repeat")
+            return
+        self._seen.add(architecture.id)
+        rule = self._space.forbidding_rule(architecture, self._config.imgsz)
+        if rule is not None and not architecture.is_skeleton:
+            self._reject(number, f"forbidden: {rule.text}")
+            return
+        self._price(number)
+
+    def _unseen(self, rng: random.Random) -> Architecture | None:
+        """An architecture that was never proposed: near a feasible one if possible, else anywhere; None if all are."""
+        feasible = [e.architecture for e in self._store.entries if e.state in {"done", "queued", "running"} and e.architecture]
+        if feasible:
+            near = [a for a in self._space.neighbours(rng.choice(feasible)) if a.id not in self._seen]
+            near = [a for a in near if self._space.forbidding_rule(a, self._config.imgsz) is None]
+            if near:
+                return rng.choice(near)
+        if self._space.size <= 50_000:
+            left = [a for a in self._space.enumerate() if a.id not in self._seen]
+            left = [a for a in left if self._space.forbidding_rule(a, self._config.imgsz) is None]
+            return rng.choice(left) if left else None
+        for _ in range(1000):
+            drawn = self._space.sample(rng, self._config.imgsz)
+            if drawn is not None and drawn.id not in self._seen:
+                return drawn
+        return None
+
+    def _price(self, number: int) -> None:
+        model = self._model(self._architecture(number))
+        if known := self._prices.get(model_key(model, self._config.imgsz)):
+            self._priced(number, known)
+        else:
+            attempt = self._price_attempt(model)
+            self._pricing[attempt.key] = number
+            self._executor.start(attempt)
+
+    def _priced(self, number: int, price: Mapping[str, Any]) -> None:
+        limit = self._config.max_latency_ms
+        over = None if limit is None else price["ms"] - limit
+        if over is not None and over > 0 and not self._architecture(number).is_skeleton:
+            self._reject(number, "over-latency", price)
+            return
+        self._misses = 0
+        self._store.queue(number, price, over)
+        self._queue.append(number)
+
+    def _reject(self, number: int, reason: str, price: Mapping[str, Any] | None = None) -> None:
+        self._misses += 1
+        self._store.reject(number, reason, price)
+        log.info("trial %d rejected: %s", number, reason)
+
+    def _start(self) -> None:
+        while self._executor.free > 0 and self._may_start():
+            number = self._queue.popleft()
+            job = self._jobs(self._model(self._architecture(number)))
+            attempt = Attempt(
+                f"trial{number}-{next(self._keys)}", TRAIN, asdict(job), derive(self._config.seed, number, "train")
+            )
+            self._store.start(number)
+            self._running[attempt.key] = number
+            self._began[number] = time.monotonic()
+            self._executor.start(attempt)
+
+    def _take(self, event: Event) -> None:
+        if event.key in self._pricing:
+            self._take_price(event)
+        elif event.key in self._running:
+            self._take_training(event)
+
+    def _take_price(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            return
+        number = self._pricing.pop(event.key)
+        self._store.add_seconds(lane=event.seconds)
+        if isinstance(event, Result):
+            self._prices.put(model_key(self._model(self._architecture(number)), self._config.imgsz), dict(event.data))
+            self._priced(number, event.data)
+        else:
+            reason = f"invalid: {event.reason}"
+            self._reject(number, reason)
+            self._post_mortem(number, event)
+            self._stop_if_all_fail_alike(reason)
+
+    def _take_training(self, event: Event) -> None:
+        number, now = self._running[event.key], time.monotonic()
+        self._began[number] = now - event.seconds  # the worker's own clock: it may have had to start first
+        if isinstance(event, Progress):
+            self._epochs[number] = (event.data["epoch"], event.data["epochs"])
+            if now - self._heartbeat.get(number, 0.0) >= HEARTBEAT_SECONDS:
+                self._heartbeat[number] = now
+                self._store.charge(number, event.seconds)
+            return
+        del self._running[event.key]
+        for known in (self._began, self._epochs, self._heartbeat):
+            known.pop(number, None)
+        if isinstance(event, Result):
+            self._store.charge(number, event.seconds, "done")
+            self._store.finish(number, event.data)
+            log.info("trial %d done: mAP50-95 %.4f in %.1f s", number, event.data["map"], event.seconds)
+        elif isinstance(event, Lost) and len(self._store[number].attempts) < MAX_ATTEMPTS:
+            self._store.charge(number, event.seconds, "lost")
+            self._store.requeue(number)
+            self._queue.appendleft(number)
+            log.warning("trial %d lost (%s): tried again", number, event.reason)
+        else:
+            self._store.charge(number, event.seconds, "failed")
+            self._store.fail(number, event.reason)
+            self._post_mortem(number, event)
+            self._stop_if_all_fail_alike(event.reason)
+        self._ledger.save()
+        self._record()
+
+    def _post_mortem(self, number: int, event: Failed | Lost) -> None:
+        log.warning("trial %d: %s", number, event.reason)
+        folder = self._folder / "trials" / f"{number:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        detail = event.detail if isinstance(event, Failed) else event.reason
+        (folder / "failure.txt").write_text(f"{event.reason}\n\n{detail}\n", encoding="utf-8")
+
+    def _stop_if_all_fail_alike(self, reason: str) -> None:
+        ended = [e for e in self._store.entries if e.state in {"done", "failed"} or (e.reason or "").startswith("invalid")]
+        ended = ended[-SAME_FAILURES:]
+        if len(ended) == SAME_FAILURES and all(e.reason == reason for e in ended):
+            raise StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", f"see {self._folder / 'trials'}")
+
+    def _stop_running(self) -> None:
+        """The budget is used up: what still runs ends now and stays queued, so that a larger budget can take it up."""
+        for key, number in list(self._running.items()):
+            self._store.charge(number, self._executor.stop(key), "stopped: budget spent")
+            self._store.requeue(number)
+            del self._running[key]
+            self._began.pop(number, None)
+            self._epochs.pop(number, None)
+
+    def _architecture(self, number: int) -> Architecture:
+        architecture = self._store[number].architecture
+        if architecture is None:
+            raise ValueError(f"trial {number} has no architecture")
+        return architecture
+
+    def _status(self) -> Status:
+        done = [e for e in self._store.entries if e.state == "done" and e.result and e.price]
+        limit = self._config.max_latency_ms
+        feasible = [e for e in done if e.price and (limit is None or e.price["ms"] <= limit)]
+        best = max(feasible, key=lambda e: e.result["map"] if e.result else 0.0, default=None)
+        return Status(
+            phase=self._phase,
+            counts=Counter(e.state for e in self._store.entries),
+            running={n: self._epochs.get(n, (0, self._config.epochs)) for n in self._running.values()},
+            budget=self._ledger.budget.text,
+            share=min(1.0, self._ledger.used(self._elapsed()) / self._ledger.budget.amount),
+            wall_seconds=self._ledger.wall_seconds,
+            baseline=_point(next((e for e in done if e.architecture and e.architecture.is_skeleton), None)),
+            best=_point(best),
+        )
+
+
+def _point(entry: Entry | None) -> tuple[float, float] | None:
+    """mAP and latency of a finished trial."""
+    return (entry.result["map"], entry.price["ms"]) if entry and entry.result and entry.price else None

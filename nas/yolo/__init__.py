@@ -1,0 +1,15 @@
+"""The one package that touches Ultralytics. Importing it makes model YAMLs with our block rows build everywhere:
+
+import nas.yolo
+from ultralytics import YOLO
+YOLO("winner.yaml").train(data=…)
+"""
+
+import os
+
+# While loading a checkpoint whose classes are missing, Ultralytics would pip-install a package of that module's name.
+os.environ.setdefault("YOLO_AUTOINSTALL", "False")
+
+from nas.yolo.parser import register
+
+register()

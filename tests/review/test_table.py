@@ -1,0 +1,110 @@
+"""Records, the front, and the files and the terminal table made of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from nas.review.record import duration, printable
+from nas.review.table import COLUMNS, front_of, picks_of, rich_table, write_csv, write_json, write_whole
+
+from .conftest import HOSTILE, record
+
+
+def _render(records, summary) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(rich_table(records, summary))
+    return console.export_text()
+
+
+def test_front_holds_what_is_done_feasible_and_not_dominated(make_run):
+    run = make_run()
+    front = front_of(run.records)
+    assert [r.trial for r in front] == [1, 2, 3]  # not the baseline: it is over the limit
+    assert {which: r.trial for which, r in picks_of(front).items()} == {"knee": 2, "fastest": 1, "best": 3}
+    feasible = record(9, 1.8, 0.4, baseline=True, placement={})
+    assert [r.trial for r in front_of([feasible, *run.records[1:]])] == [1, 2, 9]
+    assert front_of([]) == []
+    assert picks_of([]) == {}
+
+
+def test_csv_has_every_trial_and_survives_a_spreadsheet(make_run, tmp_path):
+    run = make_run()
+    run.records.append(record(9, 1.4, 0.2, id='=cmd|"/c calc"!A1', placement={"neck.P5": "@SUM(1)"}))
+    run.records.append(record(10, None, None, state="failed", reason=' -2+3\n"=x",', placement={}))
+    path = tmp_path / "trials.csv"
+    write_csv(run.records, path)
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == [str(r.trial) for r in run.records]
+    slots = ["slot.backbone.P4", "slot.neck.P5", "slot.neck.topdown.P3"]
+    assert list(rows[0]) == [name for name in COLUMNS if name != "slot.*"] + slots
+    assert rows[2]["placement"] == "neck.topdown.P3=irmb d1; backbone.P4=riformer w1 d1"
+    assert [rows[2][slot] for slot in slots] == ["riformer w1 d1", "keep", "irmb d1"]
+    assert (rows[2]["front"], rows[2]["pick"], rows[0]["front"], rows[0]["feasible"]) == ("true", "knee", "false", "false")
+    assert float(rows[2]["map"]) == run.records[2].map
+    assert (rows[4]["params"], rows[5]["map"], rows[5]["reason"]) == ("", "", "over-latency")
+    assert rows[9]["id"] == '\'=cmd|"/c calc"!A1'
+    assert rows[9]["slot.neck.P5"] == "'@SUM(1)"
+    assert rows[10]["reason"] == '\' -2+3\n"=x",'
+
+
+def test_json_explains_itself_and_reads_back(make_run, tmp_path):
+    run = make_run("\udc80 é")  # a file name that is not UTF-8, as the operating system hands it out
+    path = tmp_path / "front.json"
+    write_json(front_of(run.records), path, run.summary)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["run"]["name"] == run.summary.name
+    assert content["run"]["counts"] == {"done": 5, "rejected": 2, "failed": 1, "running": 1}
+    assert [r["trial"] for r in content["records"]] == [1, 2, 3]
+    assert content["records"][1]["placement"] == dict(run.records[2].placement)
+    assert set(content["records"][0]) == set(content["columns"])
+
+
+def test_terminal_table_marks_picks_and_always_shows_the_baseline(make_run):
+    run = make_run()
+    text = _render(run.records, run.summary)
+    rows = {word: next(row for row in text.splitlines() if word in row) for word in ("knee", "fastest", "best", " 0.330 ")}
+    assert "0.280" in rows["knee"]
+    assert "1.20 ms" in rows["knee"]
+    assert "-0.050, 0.50x" in rows["knee"]
+    assert "baseline" in rows[" 0.330 "]
+    assert "over the limit" in " ".join(row[:12].strip() for row in text.splitlines())
+    assert "0.310" in rows["best"]
+    assert "baseline (yolo11n): not evaluated" in _render(run.records[1:], run.summary)
+    hostile = make_run(HOSTILE)
+    text = _render(hostile.records, hostile.summary)
+    assert "[red]" in text  # not taken for markup
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "front.csv"
+    write_whole(path, "old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, "new and longer")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_records_refuse_what_no_figure_can_show():
+    for wrong in ({"map": math.nan}, {"map": 37.3}, {"latency_ms": 0.0}, {"latency_ms": math.inf}, {"state": "best"}):
+        with pytest.raises(ValueError, match="trial 1"):
+            record(1, 1.0, 0.5, **{"state": "done", **wrong})
+
+
+def test_texts_for_people():
+    assert printable("a\n b\x07", None) == "a b�"
+    assert printable("/a/very/long/path/name.yaml", 11) == "/a/ve….yaml"
+    assert [duration(s) for s in (42, 450, 11_520)] == ["42 s", "7.5 min", "3.2 h"]
