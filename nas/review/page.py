@@ -18,7 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from nas.review.picture import BASELINE, FRONT, LIMIT, TRIAL, Span, latency_span, log_ticks
+from nas.review.picture import BASELINE, FRONT, LIMIT, TRIAL, Span, latency_span, log_ticks, map_range
 from nas.review.record import Record, RunSummary, baseline_of, duration, printable, standing
 from nas.review.table import HEADINGS, LEGEND, front_of, lines_of, picks_of, write_whole
 
@@ -74,7 +74,7 @@ def _figure(records: Sequence[Record], summary: RunSummary) -> tuple[dict[str, A
         traces.append({**_points(_thin(some), f"{state} ({len(some):,})", **style), "yaxis": "y2"})
     strip = any(aside.values())
     farthest = max([span.high, *(r.latency_ms or 0.0 for r in timed)])
-    layout = _layout(summary, span, strip=strip, empty=not front, farthest=farthest)
+    layout = _layout(summary, span, map_range(records), strip=strip, empty=not front, farthest=farthest)
     note = "Touch or point at a trial to see its placement; click in the legend to hide a kind."
     if strip:
         note += " Marks in the strip below the plot are trials without an mAP, at their latency."
@@ -122,9 +122,12 @@ def _baseline_traces(baseline: Record | None, summary: RunSummary) -> list[dict[
     return [_points([baseline], name, symbol=symbol, color=BASELINE, size=13, line={"width": 2.5, "color": BASELINE})]
 
 
-def _layout(summary: RunSummary, span: Span, *, strip: bool, empty: bool, farthest: float) -> dict[str, Any]:
-    """Axes, the limit with everything up to the `farthest` latency beyond it shaded, and (`strip`) room below the plot
-    for trials without an mAP."""
+def _layout(
+    summary: RunSummary, span: Span, heights: tuple[float, float], *, strip: bool, empty: bool, farthest: float
+) -> dict[str, Any]:
+    """Axes, the limit with everything beyond it shaded up to the `farthest` latency, and (`strip`) room below the plot for
+    trials without an mAP.
+    """
     shapes: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
     if summary.limit_ms is not None:
@@ -150,7 +153,12 @@ def _layout(summary: RunSummary, span: Span, *, strip: bool, empty: bool, farthe
             "anchor": "y2" if strip else "y",
             "zeroline": False,
         },
-        "yaxis": {"title": {"text": "mAP50-95"}, "domain": [0.12 if strip else 0, 1], "zeroline": False},
+        "yaxis": {
+            "title": {"text": "mAP50-95"},
+            "range": heights,
+            "domain": [0.12 if strip else 0, 1],
+            "zeroline": False,
+        },
         "yaxis2": {"domain": [0, 0.06], "visible": False, "fixedrange": True, "range": [-1, 1]},
         "shapes": shapes,
         "annotations": notes,
@@ -255,7 +263,7 @@ def _policy(scripts: Sequence[str]) -> str:
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{h}'" for h in hashes)
     return (
-        f"default-src 'none'; script-src; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "connect-src 'none'; base-uri 'none'; form-action 'none'"
     )
 

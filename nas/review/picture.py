@@ -53,6 +53,14 @@ def latency_span(records: Sequence[Record], limit_ms: float | None) -> Span:
     return Span(low - 0.08 * high, high + 0.08 * high, log=False)
 
 
+def map_range(records: Sequence[Record]) -> tuple[float, float]:
+    """The shown range of mAP50-95, never so narrow that noise looks like a difference, with room for names above."""
+    maps = [r.map for r in records if r.map is not None and (r.state == "done" or r.baseline)]
+    low, high = (min(maps), max(maps)) if maps else (0.0, 1.0)
+    margin = max(0.12 * (high - low), 0.04)
+    return max(low - margin, -0.02), min(high + 1.5 * margin, 1.02)
+
+
 def log_ticks(span: Span) -> list[float]:
     """Where a log axis gets its ticks: round values, and denser ones where the range is short."""
     steps = (1.0, 2.0, 5.0) if span.high / span.low > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
@@ -123,16 +131,13 @@ def _frame(axes: Axes, records: Sequence[Record], summary: RunSummary, span: Spa
     """Axes, titles, the limit and what lies beyond it."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: PLC0415
 
-    maps = [r.map for r in records if r.map is not None and (r.state == "done" or r.baseline)]
-    low, high = (min(maps), max(maps)) if maps else (0.0, 1.0)
-    margin = max(0.12 * (high - low), 0.04)
     if span.log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(log_ticks(span)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.set_xlim(span.low, span.high)
-    axes.set_ylim(max(low - margin, -0.02), min(high + 1.5 * margin, 1.02))
+    axes.set_ylim(*map_range(records))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
     axes.grid(color="#d1d9e0", lw=0.6, zorder=0)
     axes.set_axisbelow(True)

@@ -116,9 +116,7 @@ def lines_of(records: Sequence[Record], summary: RunSummary) -> list[Line]:
 
 
 def against(record: Record, baseline: Record | None) -> str:
-    """The record beside the baseline, "+0.021 mAP, 0.83x latency", as far as both are known; "" for the baseline
-    itself.
-    """
+    """The record's mAP and latency beside the baseline's, "+0.021, 0.83x", as far as known; "" for the baseline."""
     if baseline is None or record is baseline:
         return ""
     parts = []
@@ -130,9 +128,7 @@ def against(record: Record, baseline: Record | None) -> str:
 
 
 def rich_table(records: Sequence[Record], summary: RunSummary) -> Table:
-    """The front for the terminal: picks marked, the baseline always there (below the front where it is not a member
-    of it).
-    """
+    """The front for the terminal: picks marked, the baseline always there (last where it is not a member)."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415  only those who print pay for it
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -141,9 +137,10 @@ def rich_table(records: Sequence[Record], summary: RunSummary) -> Table:
     size = sum(line.on_front for line in lines)
     # Text, not str: in a str, rich would read a user's "[red]" as markup.
     limit = "" if summary.limit_ms is None else f", at most {summary.limit_ms:g} ms"
+    absent = "" if baseline_of(records) else f"{summary.baseline_name}: not evaluated. "
     table = Table(
         title=Text(printable(f"{summary.name}: {size} on the front, {summary.target}{limit}"), style="bold"),
-        caption=Text(printable(f"{summary.meaning} {LEGEND} {summary.tally}."), style="dim"),
+        caption=Text(printable(f"{absent}{summary.meaning} {LEGEND} {summary.tally}."), style="dim"),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -158,8 +155,6 @@ def rich_table(records: Sequence[Record], summary: RunSummary) -> Table:
         slots = [printable(f"{slot} {what}") for slot, what in line.record.placement.items()]
         style = "dim" if not line.on_front else "bold" if line.cells[0] else ""
         table.add_row(*(Text(line.cells[i]) for i in shown), Text("\n".join(slots) or "all kept"), style=style)
-    if baseline_of(records) is None:
-        table.add_row(Text(printable(f"{summary.baseline_name}: not evaluated")), style="dim")
     return table
 
 
