@@ -55,9 +55,9 @@ class Architecture:
 
     @cached_property
     def id(self) -> str:
-        """Ten hex digits over the canonical form: equal for equal architectures, in any run."""
+        """`a` and nine hex digits over the canonical form: equal for equal architectures, in any run, never a number."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return f"a{hashlib.sha256(text.encode()).hexdigest()[:9]}"
 
     @property
     def is_skeleton(self) -> bool:

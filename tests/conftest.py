@@ -1,0 +1,12 @@
+"""Every test session has settings and caches of its own and no network; this runs before anything imports Ultralytics."""
+
+import os
+import tempfile
+from pathlib import Path
+
+_HOME = tempfile.TemporaryDirectory(prefix="nas-tests-")  # removed when the session ends
+for _name in ("YOLO_CONFIG_DIR", "NAS_CACHE", "MPLCONFIGDIR"):
+    _folder = Path(_HOME.name, _name.lower())
+    _folder.mkdir()
+    os.environ[_name] = str(_folder)
+os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "False", "YOLO_VERBOSE": "False"}
