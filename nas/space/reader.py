@@ -181,7 +181,7 @@ def _items(document: Document, at: Any, value: Any, faults: Faults, fault_of: An
         line = document.line(*at, index)
         if reason := fault_of(item):
             faults.add(line, f"{where}: {item!r} {reason}")
-        elif any(item == other and type(item) is type(other) for other in good):
+        elif item in good:
             faults.add(line, f"{where}: {item!r} stands there twice", "remove one")
         else:
             good.append(item)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import InputError, did_you_mean
-from nas.space.source import read_yaml
+from nas.space.source import Document, Where, read_yaml
 
 # Rows whose first argument is the number of output channels, scaled by the skeleton's width.
 _WIDTH_SCALED = frozenset(
@@ -102,8 +103,9 @@ def find_model(name: str, beside: Path | None = None) -> tuple[Path, str]:
     found = re.search(r"yolo(e-)?[v]?\d+([nslmx])", stem)
     scale = found[2] if found else ""
     for folder in (Path(), *([beside] if beside else [])):
-        if (path := folder / name).is_file():
-            return path, scale
+        with suppress(OSError):  # a name too long for a file is no file
+            if (path := folder / name).is_file():
+                return path, scale
     stock = {path.stem: path for path in models_folder().rglob("*.yaml")}
     for candidate in (stem, re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", stem)):
         if candidate in stock:
@@ -120,31 +122,49 @@ def read_skeleton(name: str, beside: Path | None = None) -> Skeleton:
     data = document.data
     for key in ("backbone", "head"):
         if not isinstance(data.get(key), list) or not data[key]:
-            raise InputError(f"{path}:{document.line(key)}: no '{key}' rows", "give an Ultralytics model YAML")
-    activation = data.get("activation")
-    if activation is not None and not (isinstance(activation, str) and _ACTIVATIONS.fullmatch(activation)):
-        line = document.line("activation")
-        raise InputError(f"{path}:{line}: activation '{activation}' is not a known activation", "for example nn.SiLU()")
+            raise _fault(document, (key,), f"no '{key}' rows")
+    if fault := activation_fault(data.get("activation")):
+        raise _fault(document, ("activation",), fault, "for example nn.SiLU()")
+    nc = data.get("nc", 80)
+    if not isinstance(nc, int) or isinstance(nc, bool) or nc < 1:
+        raise _fault(document, ("nc",), f"nc is {nc!r}, not a number of classes", "for example nc: 80")
     scales = data.get("scales") or {}
-    if scales and scale not in scales:
-        scale = next(iter(scales))
-    depth, width, max_channels = scales.get(scale, (data.get("depth_multiple", 1.0), data.get("width_multiple", 1.0), math.inf))
+    try:
+        if scales and scale not in scales:
+            scale = next(iter(scales))
+        own = (data.get("depth_multiple", 1.0), data.get("width_multiple", 1.0), math.inf)
+        depth, width, max_channels = map(float, scales.get(scale, own))
+    except (AttributeError, TypeError, ValueError):
+        raise _fault(document, ("scales",), "scales are not letter: [depth, width, max_channels]") from None
     rows: list[Row] = []
     raw = [*data["backbone"], *data["head"]]
     for index, row in enumerate(raw):
-        part, at = ("backbone", index) if index < len(data["backbone"]) else ("head", index - len(data["backbone"]))
+        at = ("backbone", index) if index < len(data["backbone"]) else ("head", index - len(data["backbone"]))
         if not (isinstance(row, list) and len(row) == 4 and isinstance(row[2], str) and isinstance(row[3], list)):
-            line = document.line(part, at)
-            raise InputError(f"{path}:{line}: row is not [from, repeats, module, args]", "give an Ultralytics model YAML")
+            raise _fault(document, at, "row is not [from, repeats, module, args]")
         source, repeats, module, args = row
-        repeats = max(round(repeats * depth), 1) if repeats > 1 else repeats
-        rows.append(_resolve(rows, source, repeats, module, list(args), scale, width, max_channels))
+        try:
+            repeats = max(round(repeats * depth), 1) if repeats > 1 else repeats
+            rows.append(_resolve(rows, source, repeats, module, list(args), scale, width, max_channels))
+        except (TypeError, ValueError, ArithmeticError, LookupError):
+            raise _fault(document, at, f"row [{source}, {repeats}, {module}, {args}] cannot be built") from None
     extras = {k: v for k, v in data.items() if k not in {"backbone", "head", "scales", "depth_multiple", "width_multiple"}}
     split = len(data["backbone"])
     stem = Path(name).stem
     full_name = stem if not scales or re.search(rf"\d{scale}", stem) else re.sub(r"^(yolov?\d+)", rf"\1{scale}", stem)
     legacy = not any(row.module in _NOT_LEGACY for row in rows)
     return Skeleton(full_name, tuple(rows), split, extras, bool(data.get("legacy", legacy)), _slots(rows, split))
+
+
+def activation_fault(value: object) -> str | None:
+    """Why a model YAML's `activation` must not reach Ultralytics' eval(), in words; None for a known one or none at all."""
+    if value is None or (isinstance(value, str) and _ACTIVATIONS.fullmatch(value)):
+        return None
+    return f"activation '{value}' is not a known activation"
+
+
+def _fault(document: Document, at: Where, what: str, cure: str = "compare it with an Ultralytics model YAML") -> InputError:
+    return InputError(f"{document.path}:{document.line(*at)}: {what}", cure)
 
 
 def scaled_channels(channels: float, width: float, max_channels: float) -> int:

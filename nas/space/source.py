@@ -94,7 +94,7 @@ def _nearby(path: Path) -> str | None:
 def _plain(node: yaml.Node | None, at: Where, lines: dict[Where, int], path: Path) -> Any:
     """The node tree as plain data, `lines` filled on the way."""
     if node is None or isinstance(node, yaml.ScalarNode):
-        return None if node is None else SafeConstructor().construct_object(node)
+        return None if node is None else _scalar(node, path)
     if node.tag not in _CONTAINER_TAGS:
         raise InputError(f"{path}:{node.start_mark.line + 1}: tag '{node.tag}' is not allowed", "remove it")
     if isinstance(node, yaml.SequenceNode):
@@ -105,9 +105,16 @@ def _plain(node: yaml.Node | None, at: Where, lines: dict[Where, int], path: Pat
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise InputError(f"{path}:{line}: a key must be a word or a number", "mend the YAML on that line")
-        key = SafeConstructor().construct_object(key_node)
+        key = _scalar(key_node, path)
         if key in result:
             raise InputError(f"{path}:{line}: duplicate key '{key}'", f"it stands on line {lines[(*at, key)]} already")
         lines[(*at, key)] = line
         result[key] = _plain(value_node, (*at, key), lines, path)
     return result
+
+
+def _scalar(node: yaml.ScalarNode, path: Path) -> Any:
+    try:
+        return SafeConstructor().construct_object(node)
+    except ValueError as error:  # 2024-99-99 looks like a date
+        raise InputError(f"{path}:{node.start_mark.line + 1}: '{node.value}': {error}", "put a text in quotes") from error

@@ -1,0 +1,126 @@
+#!/usr/bin/env python
+"""What the engine itself costs per trial: ask, latency gate from the cache, record. Nothing is trained or measured.
+
+    scripts/bench_engine.py [--quick] [--trials 200] [--json OUT]
+
+The study loop runs over the default space with an executor that answers at once and a price for every architecture, on a
+real SQLite store. Beside it, in the same run, stand bare Optuna ask/tell trials over the same space on the same kind of
+store: what no engine over Optuna can undercut. Figures are CPU milliseconds of this process per finished trial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from nas.config import Budget, RunConfig
+from nas.execution.executor import Attempt, Event, Result
+from nas.execution.work import TrainJob
+from nas.runs.ledger import Ledger
+from nas.runs.store import Store
+from nas.seeds import derive
+from nas.space.reader import find_space, read_space
+from nas.space.search_space import SearchSpace
+from nas.study import Study
+
+GOAL_MS = 50.0
+
+
+class InstantExecutor:
+    """Finishes every attempt at once with a made-up mAP."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+
+    free = 1
+    lane_free = True
+
+    def start(self, attempt: Attempt) -> None:
+        score = derive(attempt.seed, 0, "bench") / 2**31
+        self._events.append(Result(attempt.key, {"map": score, "map50": score}, 1.0))
+
+    def poll(self, timeout: float) -> list[Event]:
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def stop(self, key: str) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        pass
+
+
+class EveryPrice:
+    """A latency cache that knows every model already."""
+
+    def get(self, key: str) -> dict[str, Any]:
+        return {"ms": 1 + int(key[:8], 16) / 2**32, "p90": 2.0, "spread": 0.01, "runs": 50, "params": 1, "gmacs": 1.0}
+
+
+def engine(space: SearchSpace, sampler: str, trials: int) -> float:
+    """CPU milliseconds per trial of the whole loop."""
+    config = RunConfig("none", "none", f"{trials}trials", "cpu:onnxruntime", max_latency_ms=1.9, sampler=sampler)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder), create=True)
+        study = Study(
+            config,
+            space,
+            80,
+            store,
+            InstantExecutor(),
+            EveryPrice(),  # type: ignore[arg-type]
+            Ledger(Budget.parse(config.budget), store),
+            lambda model: TrainJob(model, "", "", 640, 5, 8, 0.004, 0.2, 0, "cpu", 1),
+            Path(folder),
+            watch=lambda status: None,
+            record=lambda: None,
+        )
+        began = time.process_time()
+        study.run()
+        return 1e3 * (time.process_time() - began) / trials
+
+
+def bare_optuna(space: SearchSpace, sampler: str, trials: int) -> float:
+    """CPU milliseconds per trial of ask, suggest and tell alone."""
+    import optuna
+
+    from nas.search.sampler import make_sampler
+
+    with tempfile.TemporaryDirectory() as folder:
+        storage = f"sqlite:///{folder}/bare.db"
+        study = optuna.create_study(storage=storage, directions=["maximize", "minimize"], sampler=make_sampler(sampler, 0, 0))
+        began = time.process_time()
+        for number in range(trials):
+            trial = study.ask()
+            space.draw(lambda name, choices, trial=trial: trial.suggest_categorical(name, list(choices)))
+            study.tell(trial, [derive(number, 0, "map") / 2**31, 1 + derive(number, 0, "ms") / 2**31])
+        return 1e3 * (time.process_time() - began) / trials
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="30 trials")
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    trials = 30 if options.quick else options.trials
+    space = read_space(find_space("yolo11n-blocks"))
+    figures: dict[str, float] = {"trials": trials}
+    for sampler in ("random", "tpe"):
+        ours, bare = engine(space, sampler, trials), bare_optuna(space, sampler, trials)
+        figures |= {f"driver_ms_per_trial_{sampler}": ours, f"bare_optuna_ms_per_trial_{sampler}": bare}
+        figures[f"ratio_{sampler}"] = ours / bare
+        print(f"{sampler:>6}: {ours:6.1f} ms CPU a trial, bare Optuna {bare:6.1f} ms, ratio {ours / bare:.2f}")
+    print(f"goal: {GOAL_MS:.0f} ms with random (the proposal itself excluded)")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

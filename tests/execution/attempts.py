@@ -1,0 +1,99 @@
+"""What the workers of these tests do: small functions of the form that executors run. Only the standard library."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nas.errors import InputError
+
+Report = Callable[[Mapping[str, Any]], None]
+Payload = Mapping[str, Any]
+LOADED = time.monotonic_ns()
+
+
+def echo(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    for step in range(payload.get("steps", 0)):
+        progress({"step": step, "of": (payload["steps"],)})
+    time.sleep(payload.get("seconds", 0))
+    return {"payload": payload, "seed": seed, "pid": os.getpid(), "loaded": LOADED}
+
+
+def tick(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    """Count in the file `count` until there is a file `end`."""
+    folder = Path(payload["folder"])
+    (folder / "pid").write_text(str(os.getpid()))
+    for count in itertools.count():
+        (folder / "new").write_text(str(count))
+        (folder / "new").rename(folder / "count")
+        if (folder / "end").exists():
+            return {"count": count}
+        time.sleep(0.005)
+    raise AssertionError
+
+
+def quiet(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    """Ask for quiet, say so in the file `still`, wait for a file `end`."""
+    folder = Path(payload["folder"])
+    (folder / "pid").write_text(str(os.getpid()))
+    progress({"quiet": True})
+    (folder / "still").touch()
+    while not (folder / "end").exists():
+        time.sleep(0.005)
+    if payload.get("fails"):
+        raise ValueError("no figure")
+    return {}
+
+
+def shout(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    print('{"event": "result", "data": {}, "seconds": 0}', flush=True)
+    os.write(1, b"raw\n")
+    subprocess.run([sys.executable, "-c", "print('child')"], check=True)
+    print("e" * 100_000, file=sys.stderr, flush=True)
+    return {"quiet": False}
+
+
+def fail(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    raise {
+        "input": InputError("the data is gone", "bring it back"),
+        "memory": MemoryError(),
+        "exit": SystemExit(3),
+        "bare": ValueError(),
+        "long": ValueError("first line\nsecond line"),
+    }[payload["how"]]
+
+
+def tell(payload: Payload, seed: int, progress: Report) -> Any:
+    """Tell what no attempt may tell."""
+    bad: Any = {
+        "nan": {"map": float("nan")},
+        "object": {"map": object()},
+        "nothing": None,
+        "text": "0.5",
+    }[payload["what"]]
+    if payload["as"] == "progress":
+        progress(bad)
+        return {}
+    return bad
+
+
+def die(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    """Die in the middle of a message, with a child left behind."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path(payload["folder"], "pid").write_text(str(child.pid))
+    for descriptor in range(3, 16):
+        try:
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.write(descriptor, b'{"event": "result", "da')
+        except OSError:
+            continue
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
