@@ -6,7 +6,7 @@
 * by what lies under it: `disc-on-stripes`, `disc-on-dots` (the same disc);
 * by what lies far from it: `cross-under-pair`, `cross-over-pair` (the same cross, a pair of dots above or below it).
 
-Objects are 8% to 60% of the side long, rotated, partly hidden by each other and by bars; less than 30% visible is not
+Objects are 12% to 60% of the side long, rotated, partly hidden by each other and by bars; less than 30% visible is not
 labelled. Backgrounds are cluttered, and shapes of no class are among the objects. Every image has its own generator,
 seeded by split and number, so the set is the same in every build.
 """

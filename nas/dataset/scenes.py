@@ -33,6 +33,8 @@ CLASSES = (
 )
 SIDE = 192
 """Height and width of a scene in pixels."""
+SMALLEST = 0.12
+"""The smallest object, as a share of the side."""
 MIN_VISIBLE = 0.3
 """An object of which less than this share can be seen has no label."""
 
@@ -95,12 +97,12 @@ def draw_scene(rng: Rng) -> tuple[Bytes, NDArray[np.float64]]:
     scene = _Scene(_background(rng))
     wanted = _classes_of_a_scene(rng)
     largest = 0.6 / max(1.0, len(wanted) / 2) ** 0.5
-    parts: list[int] = [*wanted, *[_NO_CLASS] * int(rng.integers(1, 5))]
+    parts: list[int] = [*wanted, *[_NO_CLASS] * int(rng.integers(0, 3))]
     for index in rng.permutation(len(parts)):
         label = parts[index]
         for attempt in range(20):
-            share = np.exp(rng.uniform(np.log(0.08), np.log(largest)))
-            size = max(0.08, share * 0.95**attempt) * SIDE
+            share = np.exp(rng.uniform(np.log(SMALLEST), np.log(largest)))
+            size = max(SMALLEST, share * 0.95**attempt) * SIDE
             if _PLACE[label](scene, rng, size):
                 break
     for _ in range(int(rng.choice(3, p=(0.6, 0.25, 0.15)))):
@@ -245,8 +247,8 @@ def _dots(one: Ints, other: Ints, period: float, angle: float) -> Paint:
 
 
 def _fill(rng: Rng, colour: Ints, size: float) -> Paint:
-    """One of the fills that all shapes share: plain, shaded, speckled, striped or dotted with a close second colour."""
-    kind, angle = int(rng.integers(0, 5)), float(rng.uniform(0, 2 * np.pi))
+    """One of the fills that all shapes share: mostly plain, else shaded, speckled, striped or dotted in close colours."""
+    kind, angle = int(rng.choice(5, p=(0.4, 0.2, 0.2, 0.1, 0.1))), float(rng.uniform(0, 2 * np.pi))
     if kind == 0:
         return _plain(colour)
     if kind == 1:
@@ -264,26 +266,26 @@ def _fill(rng: Rng, colour: Ints, size: float) -> Paint:
 
 def _background(rng: Rng) -> Bytes:
     """Two colours flowing into each other, cloudy, with lines and blobs across."""
-    one = _colour(rng)
-    drift = rng.integers(-60, 61, 3, dtype=np.int32)
+    one = rng.integers(90, 150, 3, dtype=np.int32)
+    drift = rng.integers(-40, 41, 3, dtype=np.int32)
     along = _along(_X, _Y, float(rng.uniform(0, 2 * np.pi)))
     along = (along - along.min()) * 256 // int(np.ptp(along))
     cells = int(rng.choice((4, 8, 16, 32)))
     clouds = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
     clouds = cv2.resize(clouds, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR_EXACT).astype(np.uint8)
-    depth = int(rng.integers(20, 70))
+    depth = int(rng.integers(10, 50))
     canvas = _bytes(one + drift * along[..., None] // 256 + (clouds.astype(np.int32) - 128) * depth // 128)
-    for _ in range(int(rng.integers(0, 9))):
+    for _ in range(int(rng.integers(0, 6))):
         start, end = rng.integers(-20, SIDE + 20, (2, 2)).tolist()
         cv2.line(canvas, start, end, _near(rng, one), int(rng.integers(1, 4)), cv2.LINE_AA)
-    for _ in range(int(rng.integers(0, 7))):
+    for _ in range(int(rng.integers(0, 5))):
         centre, axes = rng.integers(0, SIDE, 2).tolist(), rng.integers(3, 30, 2).tolist()
         cv2.ellipse(canvas, centre, axes, float(rng.uniform(0, 180)), 0, 360, _near(rng, one), -1, cv2.LINE_AA)
     return canvas
 
 
 def _near(rng: Rng, colour: Ints) -> list[int]:
-    return [int(c) for c in _bytes(colour + rng.integers(-70, 71, 3))]
+    return [int(c) for c in _bytes(colour + rng.integers(-50, 51, 3))]
 
 
 def _photograph(canvas: Bytes, rng: Rng) -> Bytes:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from nas.blocks.catalog import CATALOG, KnobValue
-from nas.space.skeleton import Skeleton, Slot
+from nas.space.skeleton import Row, Skeleton, Slot
 
 KEEP = "keep"
 
@@ -100,13 +100,12 @@ def place(
     """The canonical placement of a choice; None where it is exactly what the skeleton has there.
 
     Channels are `width` times the skeleton's, rounded to the nearest multiple of 8 that the block can use: of the head
-    count where heads divide the channels, of 64 for A2C2f and of 128 for an attention C3k2 (their own divisibility).
+    count where heads divide the channels; of what the skeleton's own row allows for `keep`.
     """
     depth = slot.depth if depth is None else depth
     row = slot.row
     if block == KEEP:
-        unit = 64 if row.module == "A2C2f" else 128 if row.module == "C3k2" and len(row.args) > 3 and row.args[3] else 8
-        channels = row.c2 if width == 1 else round_channels(row.c2 * width, unit)
+        channels = kept_channels(row, width)
         if row.module == "ELAN1":
             depth = slot.depth  # it has no repeats
         if channels == row.c2 and depth == slot.depth:
@@ -120,6 +119,18 @@ def place(
         heads = spec.default_heads(channels)
     full = {name: knobs.get(name, knob.default) for name, knob in spec.knobs.items()}
     return Placement(slot.name, slot.layer, block, channels, depth, heads, tuple(sorted(full.items())))
+
+
+def kept_channels(row: Row, width: float) -> int:
+    """Output channels of the skeleton's own row at `width`: multiples of 64 in A2C2f and of 128 in an attention C3k2.
+
+    An A2C2f that adds its input to its output (YOLO12 l and x, in the backbone) cannot change them.
+    """
+    attention = row.module == "C3k2" and len(row.args) > 3 and row.args[3]
+    fixed = row.module == "A2C2f" and len(row.args) > 3 and row.args[1] and row.args[3]
+    if width == 1 or fixed:
+        return row.c2
+    return round_channels(row.c2 * width, 64 if row.module == "A2C2f" else 128 if attention else 8)
 
 
 def round_channels(channels: float, divisor: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import math
 from collections.abc import Collection
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from nas.blocks.catalog import CATALOG, KnobValue
 from nas.errors import InputError, did_you_mean
-from nas.space.architecture import KEEP, round_channels
+from nas.space.architecture import KEEP, kept_channels, round_channels
 from nas.space.rules import Rule, RuleError
 from nas.space.search_space import SearchSpace, SlotChoices, rule_names
 from nas.space.skeleton import Skeleton, Slot, read_skeleton
@@ -102,7 +103,8 @@ def _slots(document: Document, skeleton: Skeleton, faults: Faults) -> tuple[Slot
         knobs_named += [(key, block, [slot.name for slot in matching]) for block in knobs]
         for slot in matching:
             before = choices.get(slot.name, SlotChoices(slot))
-            choices[slot.name] = replace(before, **fields, knobs={**before.knobs, **knobs})
+            merged = {block: {**before.knobs.get(block, {}), **named} for block, named in knobs.items()}
+            choices[slot.name] = replace(before, **fields, knobs={**before.knobs, **merged})
     for name, choice in choices.items():
         count = _count(choice)
         if count > MAX_OPTIONS:
@@ -221,18 +223,19 @@ def _forbid(document: Document, skeleton: Skeleton, faults: Faults) -> tuple[Rul
 
 
 def _rounding_notes(slots: tuple[SlotChoices, ...]) -> list[str]:
-    """Where a head count changes the channels: legal, by the stated rule, but worth saying."""
+    """Where a head count or the skeleton's own row changes the channels: legal, by the stated rule, but worth saying."""
     notes = []
     for choices in slots:
-        for block in choices.blocks:
-            if block == KEEP or not CATALOG[block].heads_divide:
-                continue
-            for width in choices.widths:
-                wanted = round_channels(choices.slot.row.c2 * width, 1)
+        name, row = choices.slot.name, choices.slot.row
+        for block, width in itertools.product(choices.blocks, choices.widths):
+            wanted = round_channels(row.c2 * width, 1)
+            if block == KEEP:
+                if (got := kept_channels(row, width)) != wanted:
+                    notes.append(f"{name}: keep gets {got} channels, not {wanted}")
+            elif CATALOG[block].heads_divide:
                 for heads in choices.heads:
-                    got = round_channels(choices.slot.row.c2 * width, heads)
-                    if got != wanted:
-                        notes.append(f"{choices.slot.name}: {block} with {heads} heads gets {got} channels, not {wanted}")
+                    if (got := round_channels(row.c2 * width, heads)) != wanted:
+                        notes.append(f"{name}: {block} with {heads} heads gets {got} channels, not {wanted}")
     return notes
 
 

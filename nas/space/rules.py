@@ -54,6 +54,7 @@ class Rule:
             raise RuleError(f"not a comparison: {reason}") from None
         names: set[str] = set()
         _check(tree, known, names)
+        _check_condition(tree)
         return cls(text, tree, frozenset(names))
 
     def matches(self, lookup: Lookup) -> bool:
@@ -95,6 +96,21 @@ def _check(node: ast.expr, known: Collection[str], names: set[str]) -> None:
             raise RuleError(f"'{ast.unparse(node)}' is not allowed in a rule")
     for child in children:
         _check(child, known, names)
+
+
+def _check_condition(node: ast.expr) -> None:
+    """A rule and each side of its and, or, not must be true or false by itself: `block == 'irmb' or 'repvit'` is neither."""
+    match node:
+        case ast.BoolOp(values=sides):
+            pass
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            sides = [operand]
+        case ast.Compare() | ast.Attribute():
+            return
+        case _:
+            raise RuleError(f"'{ast.unparse(node)}' compares nothing (write name == value, or name in (value, value))")
+    for side in sides:
+        _check_condition(side)
 
 
 def _value(node: ast.expr, lookup: Lookup) -> Value | tuple[Value, ...]:

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nas.blocks.catalog import ROWS
 from nas.errors import InputError, did_you_mean
 from nas.space.source import Document, Where, read_yaml
 
@@ -136,6 +137,8 @@ def read_skeleton(name: str, beside: Path | None = None) -> Skeleton:
         depth, width, max_channels = map(float, scales.get(scale, own))
     except (AttributeError, TypeError, ValueError):
         raise _fault(document, ("scales",), "scales are not letter: [depth, width, max_channels]") from None
+    if not scales and "legacy" in data:
+        scale = ""  # resolved by us: a letter in the file's name means nothing
     rows: list[Row] = []
     raw = [*data["backbone"], *data["head"]]
     for index, row in enumerate(raw):
@@ -186,7 +189,7 @@ def _resolve(
     inputs = [rows[s] for s in sources if rows]
     c1 = inputs[0].c2 if inputs else 3
     c2 = c1
-    if module in _WIDTH_SCALED:
+    if module in _WIDTH_SCALED or module in ROWS:
         args[0] = c2 = scaled_channels(args[0], width, max_channels)
         if module == "C3k2" and scale in {"m", "l", "x"}:
             args[1:2] = [True]

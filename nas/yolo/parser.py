@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 from ultralytics.nn import tasks
 
-from nas.blocks.catalog import ROWS, BlockSpec
+from nas.blocks.catalog import ROWS
 from nas.errors import InputError, did_you_mean
+from nas.space.skeleton import activation_fault
 from nas.yolo.stage import Stage
 
 _stock = tasks.parse_model
@@ -28,40 +29,55 @@ def register() -> None:
 def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Sequential, list[int]]:
     """Build the layers of a model YAML, ours or stock; arguments and result as Ultralytics' own.
 
+    A YAML of ours, known by a row of ours or by its `legacy` key, is kept from two of Ultralytics' habits: `activation`
+    is handed to eval(), so only known ones pass; and where it has no `scales`, the scale letter that Ultralytics reads
+    from the file's name (`yolo11m_x.yaml`) would still change rows.
+
     Raises:
-        InputError: a row of ours with unknown or unusable arguments.
+        InputError: a row of ours with unknown or unusable arguments, or an unknown activation.
     """
     rows = [*d["backbone"], *d["head"]]
     ours = {layer: row for layer, row in enumerate(rows) if row[2] in ROWS}
-    if not ours:
+    if not ours and "legacy" not in d:
         return _stock(d, ch, verbose)  # type: ignore[no-any-return]
+    if fault := activation_fault(d.get("activation")):
+        raise InputError(fault, "for example nn.SiLU()")
+    options = {layer: _options(layer, row) for layer, row in ours.items()}
     stand_in = "C2f" if d.get("legacy", True) else "C3k2"
     known = deepcopy(d)
+    if not d.get("scales"):
+        known["scale"] = ""
     known_rows = [*known["backbone"], *known["head"]]
     for layer in ours:
         known_rows[layer][2:] = [stand_in, known_rows[layer][3][:1]]
     layers, save = _stock(known, ch, verbose)
-    for layer, (_, _, name, args) in ours.items():
+    for layer, (_, _, name, _) in ours.items():
         stock = layers[layer]
-        options = _options(layer, ROWS[name], args)
-        stage = Stage(name, stock.cv1.conv.in_channels, stock.cv2.conv.out_channels, len(stock.m), **options)
+        try:
+            stage = Stage(name, stock.cv1.conv.in_channels, stock.cv2.conv.out_channels, len(stock.m), **options[layer])
+        except ValueError as error:
+            raise InputError(f"layer {layer}: {error}", "correct the model YAML") from error
         stage.i, stage.f, stage.type = stock.i, stock.f, name
         stage.np = sum(p.numel() for p in stage.parameters())
         layers[layer] = stage
     return layers, save
 
 
-def _options(layer: int, spec: BlockSpec, args: list[Any]) -> dict[str, Any]:
-    """The options of a row `[channels, {heads: …, knob: …}]`, checked."""
+def _options(layer: int, row: list[Any]) -> dict[str, Any]:
+    """The options of a row `[from, repeats, name, [channels, {heads: …, knob: …}]]`; the block checks their values."""
+    _, repeats, name, args = row
+    spec = ROWS[name]
     options = args[1] if len(args) == 2 else {}
-    if len(args) not in {1, 2} or not isinstance(options, dict):
-        raise InputError(f"layer {layer}: arguments of {spec.row} are {args}", "write [channels] or [channels, {knob: value}]")
+    if len(args) not in {1, 2} or not _whole(args[0]) or not isinstance(options, dict):
+        raise InputError(f"layer {layer}: arguments of {name} are {args}", "write [channels] or [channels, {knob: value}]")
+    if not _whole(repeats):
+        raise InputError(f"layer {layer}: repeats of {name} are {repeats!r}", "write a whole number from 1 on")
     known = [*spec.knobs, *(["heads"] if spec.has_heads else [])]
-    for knob, value in options.items():
+    for knob in options:
         if knob not in known:
-            raise InputError(f"layer {layer}: unknown knob '{knob}' of {spec.row}", did_you_mean(str(knob), known))
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        fault = (None if whole else "must be a whole number from 1 on") if knob == "heads" else spec.knobs[knob].fault(value)
-        if fault:
-            raise InputError(f"layer {layer}: {knob} of {spec.row} is {value!r}: {fault}", "correct the model YAML")
+            raise InputError(f"layer {layer}: unknown knob '{knob}' of {name}", did_you_mean(str(knob), known))
     return options
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -53,7 +53,7 @@ FAULTS = [
     ("knobs of an absent block", P4 + "    repvit: {ratio: 2}\n", 5, "'repvit', which slot 'backbone.P4'", "add repvit to"),
     ("alias", LAUGHS, 2, "alias '*a'", "write the value out"),
     ("tag", P4 + "    width: !!python/object:os.system [ls]\n", 5, "python/object:os.system", "remove it"),
-    ("tag on a scalar", P4 + "    width: !!python/name:os.system\n", 5, "tag:yaml.org,2002:python/name:os.system", "mend the YAML"),
+    ("tag on a scalar", P4 + "    width: !!python/name:os.system\n", 5, "python/name:os.system", "mend the YAML"),
     ("mapping as a key", TOP + "  {a: b}: keep\n", 3, "a key must be a word", "on that line"),
     ("not YAML", TOP + "  backbone.P4: {block: [keep\n", 4, "expected", "mend the YAML"),
     ("impossible date", P4 + "    width: 2024-99-99\n", 5, "2024-99-99", "in quotes"),
@@ -74,6 +74,10 @@ FAULTS = [
     ("rule: endless number", FORBID + f"  - imgsz > 1{'0' * 5000}\n", 5, "longer than 500", "longer"),
     ("rule: is", FORBID + "  - imgsz is 640\n", 5, "imgsz is 640", "only ==, !="),
     ("rule: f-string", FORBID + "  - f'{imgsz}' == '640'\n", 5, "{imgsz}", "is not allowed in a rule"),
+    ("rule: or without a name", FORBID + "  - imgsz == 640 or 960\n", 5, "'960' compares nothing", "in (value, value)"),
+    ("rule: nothing compared", FORBID + "  - \"'irmb'\"\n", 5, "compares nothing", "name == value"),
+    ("rule: imgsz alone", FORBID + "  - backbone.P4.depth > 1 and imgsz\n", 5, "'imgsz' compares nothing", "name == value"),
+    ("rule: not of a number", FORBID + "  - imgsz > 1 and not -1\n", 5, "'-1' compares nothing", "name == value"),
     ("rule: deep", FORBID + f"  - {'(' * 240}imgsz{')' * 240}\n", 5, "((((", "not a comparison"),
 ]
 
