@@ -150,7 +150,7 @@ def test_a_bad_row_names_file_line_and_cure(tmp_path, row, message, cure):
         (YAML + "a: [1, 2\nb: 3\n", "data.yaml:5: ", "YAML"),
         (YAML + "a: &x [1]\nb: *x\n", "data.yaml:5: alias", "write the value out"),
         ("just words", "data.yaml: ", "compare"),
-        (YAML + f"a: {'[' * 1000}{']' * 1000}", "data.yaml: not YAML", "YAML file"),
+        (YAML + f"a: {'[' * 1000}{']' * 1000}", "data.yaml: nested more than 50 deep", "YAML file"),
     ],
 )
 def test_a_broken_description_names_the_place_and_the_cure(tmp_path, yaml, message, cure):

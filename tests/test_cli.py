@@ -1,0 +1,117 @@
+"""The command line as people use it: every bad input gets one clear line and exit code 2, and nothing is left behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BAD_SPACE = "skeleton: yolo11n.yaml\nslots: {backbone.P9: {block: [keep]}, backbone.P4: {block: [keep, repvitt]}}\n"
+
+
+def nas(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the console script's function in a process of its own."""
+    code = "from nas.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["search", "--budget", "64"], ["'64' has no unit", "64gpu-h"]),
+        (["search", "--budget", "0gpu-h"], ["greater than 0"]),
+        (["search", "--budget", "3parsecs"], ["unknown unit"]),
+        (["search", "--max-latency", "2"], ["'2' has no unit", "2ms"]),
+        (["search", "--max-latency", "-1ms"], ["greater than 0"]),
+        (["search", "--max-latency=-1ms"], ["greater than 0"]),
+        (["search", "data=coco8.yaml"], ["did you mean --data coco8.yaml?"]),
+        (["search", "budget=2h"], ["did you mean --budget 2h?"]),
+        (["search", "--data", "absent.yaml"], ["absent.yaml"]),
+        (["search", "--data", "broken.yaml"], ["broken.yaml"]),
+        (["search", "--data", "."], ["."]),
+        (["search", "--space", "yolo11n-block"], ["did you mean 'yolo11n-blocks'?"]),
+        (["search", "--space", "bad.yaml"], ["bad.yaml:2", "backbone.P9", "did you mean 'backbone.P5'", "'repvit'"]),
+        (["search", "--target", "cpu:onnxruntim"], ["did you mean 'cpu:onnxruntime'?"]),
+        (["search", "--target", "cpu:torch,threads=0"], ["threads"]),
+        (["search", "--device", "tpu"], ["unknown device 'tpu'"]),
+        (["search", "--device", "cuda"], ["no CUDA device"]),
+        (["search", "--sampler", "tpee"], ["did you mean 'tpe'?"]),
+        (["search", "--executor", "slurm"], ["unknown executor"]),
+        (["search", "--imgsz", "100"], ["not a multiple of 32", "use 96"]),
+        (["search", "--imgsz", "big"], ["'big' is not a valid integer"]),
+        (["search", "--workers", "0"], ["workers is 0"]),
+        (["search", "--epochs", "0"], ["epochs is 0"]),
+        (["search", "--seed", "-1"], ["seed is -1"]),
+        (["search", "--set", "lr=0.1"], ["did you mean 'lr0'?"]),
+        (["search", "--set", "lr0=fast"], ["not a number"]),
+        (["search", "--name", "../up"], ["not a plain folder name"]),
+        (["search", "--add-budget", "1h"], ["--resume"]),
+        (["search", "--resume", "nothing"], ["no run 'nothing'"]),
+        (["serch"], ["did you mean 'search'?"]),
+        (["search", "--bugdet", "2h"], ["--budget"]),
+        (["front"], ["no runs in"]),
+        (["front", "nothing"], ["no run 'nothing'"]),
+        (["export", "--pick", "knee"], ["no runs in"]),
+        (["export"], ["--pick"]),
+        (["space", "check", "bad.yaml"], ["bad.yaml:2"]),
+        (["space", "show", "yolo11x1.yaml"], ["yolo11x1"]),
+    ],
+)
+def test_bad_input_gets_a_clear_line(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    (tmp_path / "broken.yaml").write_text("train: [unclosed\n")
+    (tmp_path / "bad.yaml").write_text(BAD_SPACE)
+    if "cuda" in arguments and Path("/dev/nvidia0").exists():
+        pytest.skip("this machine has a GPU")
+    done = nas(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for word in words:
+        assert word in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.yaml", "bad.yaml"}
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_half_written(tmp_path: Path) -> None:
+    # A file in the place of results/ stops every user, also root, whom permissions do not stop.
+    (tmp_path / "results").write_text("not a folder")
+    done = nas("search", "--space", "demo", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "results" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "results").read_text() == "not a folder"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_write_protected_folder_is_said(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    done = nas("search", "--space", "demo", cwd=tmp_path)
+    tmp_path.chmod(0o700)
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["demo", "yolo11n-blocks", "yolov8s.yaml", "yolo26n.yaml"])
+def test_space_show_lists_every_slot(tmp_path: Path, name: str) -> None:
+    done = nas("space", "show", name, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for slot in ("backbone.P4", "neck.topdown.P3", "neck.bottomup.P5"):
+        assert slot in done.stdout
+
+
+def test_a_wheel_finds_its_spaces_and_data_in_any_folder(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    wheels, site, empty = tmp_path / "wheels", tmp_path / "site", tmp_path / "an empty folder"
+    subprocess.run([*pip, "wheel", "--no-build-isolation", "--no-deps", "-w", wheels, root], check=True, capture_output=True)
+    wheel = next(wheels.glob("*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True, capture_output=True)
+    empty.mkdir()
+    code = (
+        "import nas, pathlib; from nas.space.reader import find_space, read_space; "
+        "from nas.dataset.builtin import builtin_dataset; from nas.dataset.description import read_dataset; "
+        "print(pathlib.Path(nas.__file__).parent, read_space(find_space('demo')).source, read_dataset(builtin_dataset()).nc)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [str(site / "nas"), str(site / "nas/search_spaces/demo.yaml"), "8"], done.stderr
