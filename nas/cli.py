@@ -164,10 +164,8 @@ def space_show(file: str) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def yolo(arguments: tuple[str, ...]) -> None:
     """Ultralytics' own command line, with the blocks of nas registered."""
-    sys.argv = ["yolo", *arguments]
-    from ultralytics.cfg import entrypoint  # noqa: PLC0415
-
-    import nas.yolo  # noqa: F401, PLC0415
+    sys.argv = ["yolo", *arguments]  # Ultralytics reads it while it is imported
+    from nas.yolo.command import entrypoint  # noqa: PLC0415
 
     entrypoint()
 

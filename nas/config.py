@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,14 @@ def _quantity(text: str, what: str, hint: str) -> tuple[float, str]:
     return amount, unit
 
 
+def _scaled(amount: float, scale: float, what: str, text: str) -> float:
+    """`amount` in our own unit. Raises InputError where that leaves the range of numbers."""
+    scaled = amount * scale
+    if not 0 < scaled < float("inf"):
+        raise InputError(f"{what} '{text}' is too {'large' if scaled else 'small'}", "check its unit")
+    return scaled
+
+
 @dataclass(frozen=True)
 class Budget:
     """How much a search may use.
@@ -47,8 +55,8 @@ class Budget:
         if self.kind != other.kind:
             raise InputError(f"cannot add '{other.text}' to a budget of '{self.text}'", "add the same kind of budget")
         if self.kind == "trials":
-            return Budget.parse(f"{self.amount + other.amount:g}trials")
-        return Budget.parse(f"{self.amount + other.amount:g}{'gpu-' if self.kind == 'device' else ''}s")
+            return Budget.parse(f"{self.amount + other.amount:.15g}trials")
+        return Budget.parse(f"{self.amount + other.amount:.15g}{'gpu-' if self.kind == 'device' else ''}s")
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -65,7 +73,7 @@ class Budget:
         if unit not in _SECONDS:
             known = [*_SECONDS, *(f"gpu-{u}" for u in _SECONDS), "trials"]
             raise InputError(f"budget '{clean}' has an unknown unit; {did_you_mean(unit, known)}", _BUDGET_HINT)
-        return cls(kind, amount * _SECONDS[unit], clean)
+        return cls(kind, _scaled(amount, _SECONDS[unit], "budget", clean), clean)
 
 
 def parse_latency(text: str) -> float:
@@ -76,11 +84,20 @@ def parse_latency(text: str) -> float:
         raise InputError(
             f"latency '{text.strip()}' has an unknown unit; {did_you_mean(unit, ['ms', 'us', 's'])}", _LATENCY_HINT
         )
-    return amount * per_ms[unit]
+    return _scaled(amount, per_ms[unit], "latency", text.strip())
 
 
 SAMPLERS = ("tpe", "random")
 EXECUTORS = ("local", "ray")
+DEVICES = ("cpu", "cuda")
+
+# annotation of a field -> what its value must be, and how that is called
+_TYPES: Mapping[str, tuple[Any, str]] = {
+    "str": (str, "a text"),
+    "int": (int, "a whole number"),
+    "float": (int | float, "a number"),
+    "float | None": (int | float | None, "a number"),
+}
 
 
 @dataclass(frozen=True)
@@ -122,10 +139,14 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            value, (kind, called) = getattr(self, entry.name), _TYPES[str(entry.type)]
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise InputError(f"{entry.name} is {value!r}", f"give {called}")
         Budget.parse(self.budget)
         for name, low, high in (("imgsz", 32, 4096), ("epochs", 1, 10_000), ("batch", 1, 4096), ("workers", 1, 4096)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            if not low <= value <= high:
                 raise InputError(f"{name} is {value!r}", f"give a whole number from {low} to {high}")
         if self.imgsz % 32:
             near = max(32, round(self.imgsz / 32) * 32)
@@ -134,11 +155,11 @@ class RunConfig:
             raise InputError(f"held_out is {self.held_out}", "give a share between 0 and 1, for example 0.2")
         if not 0 < self.lr0 < 1:
             raise InputError(f"lr0 is {self.lr0}", "give a learning rate between 0 and 1, for example 0.004")
-        if self.max_latency_ms is not None and not self.max_latency_ms > 0:
+        if self.max_latency_ms is not None and not 0 < self.max_latency_ms < float("inf"):
             raise InputError(f"the latency limit is {self.max_latency_ms} ms", "give a limit above 0")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}", "give a whole number from 0 on")
-        for name, known in (("sampler", SAMPLERS), ("executor", EXECUTORS)):
+        for name, known in (("sampler", SAMPLERS), ("executor", EXECUTORS), ("device", DEVICES)):
             if getattr(self, name) not in known:
                 raise InputError(f"unknown {name} '{getattr(self, name)}'", did_you_mean(getattr(self, name), known))
 
@@ -147,15 +168,17 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: Path) -> RunConfig:
-        """The inverse of `to_dict`. Raises InputError naming `where` for unknown or missing keys."""
+        """The inverse of `to_dict`. Raises InputError naming `where` for unknown or missing keys and bad values."""
         known = {f.name for f in fields(cls)}
         if unknown := set(values) - known:
-            word = sorted(unknown)[0]
+            word = sorted(map(str, unknown))[0]
             raise InputError(f"{where}: unknown key '{word}'", did_you_mean(word, known))
+        if missing := {f.name for f in fields(cls) if f.default is MISSING} - set(values):
+            raise InputError(f"{where}: no '{sorted(missing)[0]}'", "restore the file, or start a new run")
         try:
             return cls(**values)
-        except TypeError as error:
-            raise InputError(f"{where}: {error}", "the file is damaged; restore it or start a new run") from error
+        except InputError as error:
+            raise InputError(f"{where}: {error.message}", error.hint) from error
 
 
 SETTABLE: Mapping[str, type[int] | type[float]] = {"lr0": float, "batch": int, "epochs": int, "held_out": float}

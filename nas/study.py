@@ -71,9 +71,10 @@ class Study:
         self._config, self._space, self._nc, self._store = config, space, nc, store
         self._executor, self._prices, self._ledger = executor, prices, ledger
         self._jobs, self._folder, self._watch, self._record = jobs, folder, watch, record
-        self._seen = {e.architecture.id for e in store.entries if e.architecture and e.state != "proposed"}
+        self._seen: set[str] = set()
         self._queue: deque[int] = deque()
         self._pricing: dict[str, int] = {}
+        self._unmeasured: Counter[int] = Counter()
         self._running: dict[str, int] = {}
         self._began: dict[int, float] = {}
         self._epochs: dict[int, tuple[int, int]] = {}
@@ -103,7 +104,7 @@ class Study:
             if len(self._store) == 0:
                 self._propose(self._space.baseline)
             for number in unpriced:
-                self._price(number)
+                self._consider(self._store[number])
             while self._step():
                 self._watch(self._status())
         finally:
@@ -116,11 +117,26 @@ class Study:
         return "every architecture of the space was tried" if self._exhausted else "budget spent"
 
     def _resume(self) -> list[int]:
-        """Take up an earlier session: queued and running trials wait again; proposals without a price are returned."""
-        self._queue.extend(entry.number for entry in self._store.reopen())
-        unpriced = [e.number for e in self._store.entries if e.state == "proposed"]
-        self._seen |= {e.architecture.id for e in self._store.entries if e.architecture}
-        return unpriced
+        """Take up an earlier session: queued and running trials wait again; proposals without a price are returned.
+
+        The limit may have changed since: what waits over a lower one is rejected, and what was rejected over the old one
+        may be proposed again under a higher one.
+        """
+        for entry in self._store.reopen():
+            if self._too_slow(entry):
+                self._reject(entry.number, "over-latency", entry.price)
+            else:
+                self._queue.append(entry.number)
+        entries = self._store.entries
+        let_in = {e.number for e in entries if e.reason == "over-latency" and not self._too_slow(e)}
+        seen = [e for e in entries if e.number not in let_in and e.reason != "repeat" and e.state != "proposed"]
+        self._seen = {e.architecture.id for e in seen if e.architecture}
+        return [e.number for e in entries if e.state == "proposed"]
+
+    def _too_slow(self, entry: Entry) -> bool:
+        """Whether a priced trial is over the limit and not the baseline, which is trained in any case."""
+        limit, baseline = self._config.max_latency_ms, entry.architecture is not None and entry.architecture.is_skeleton
+        return limit is not None and entry.price is not None and entry.price["ms"] > limit and not baseline
 
     def _step(self) -> bool:
         """One round: start what can start, wait for events, take them in. False when all is done."""
@@ -157,7 +173,7 @@ class Study:
     def _probe(self) -> None:
         """Time the smallest architectures before anything is trained: is the limit within reach at all?"""
         limit = self._config.max_latency_ms
-        if limit is None or any(e.state == "done" for e in self._store.entries):
+        if limit is None or any(e.state == "done" and e.price and e.price["ms"] <= limit for e in self._store.entries):
             return
         fastest: tuple[float, Architecture] | None = None
         for architecture in (self._space.baseline, *self._space.smallest()):
@@ -181,19 +197,25 @@ class Study:
         key = model_key(model, self._config.imgsz)
         if known := self._prices.get(key):
             return known
-        attempt = self._price_attempt(model)
+        for _ in range(MAX_ATTEMPTS):
+            event = self._measured(self._price_attempt(model))
+            if isinstance(event, Result):
+                self._prices.put(key, dict(event.data))
+                return event.data
+            log.warning("probe %s: %s", architecture.id, event.reason)
+            if isinstance(event, Failed) or self._stopping:
+                break
+        return None
+
+    def _measured(self, attempt: Attempt) -> Result | Failed | Lost:
+        """How a measurement ends, waiting for it."""
         self._executor.start(attempt)
         while True:
             self._watch(self._status())
             for event in self._executor.poll(POLL_SECONDS):
-                if isinstance(event, Result):
+                if not isinstance(event, Progress):
                     self._store.add_seconds(lane=event.seconds)
-                    self._prices.put(key, dict(event.data))
-                    return event.data
-                if isinstance(event, Failed | Lost):
-                    self._store.add_seconds(lane=event.seconds)
-                    log.warning("probe %s: %s", architecture.id, event.reason)
-                    return None
+                    return event
 
     def _model(self, architecture: Architecture) -> dict[str, Any]:
         return model_yaml(self._space.skeleton, architecture, self._nc)
@@ -203,15 +225,18 @@ class Study:
         return Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
 
     def _propose(self, fixed: Architecture | None = None) -> None:
-        """Ask for one architecture and have it priced; a repeat or a forbidden one is rejected at once."""
+        """Ask for one architecture; where the sampler finds nothing new, look for one ourselves."""
         number = len(self._store)
         if fixed is None and self._misses >= MISSES:
             fixed = self._unseen(random.Random(derive(self._config.seed, number, "fallback")))
             if fixed is None:
                 self._exhausted = True
                 return
-        entry = self._store.propose(self._space, self._config.sampler, self._config.seed, fixed)
-        architecture = entry.architecture
+        self._consider(self._store.propose(self._space, self._config.sampler, self._config.seed, fixed))
+
+    def _consider(self, entry: Entry) -> None:
+        """Have a proposal measured; a repeat or a forbidden one is rejected at once."""
+        number, architecture = entry.number, entry.architecture
         if architecture is None or architecture.id in self._seen:
             self._reject(number, "repeat")
             return
@@ -241,6 +266,9 @@ class Study:
         return None
 
     def _price(self, number: int) -> None:
+        """Have a proposal measured, unless somebody asked to stop: it then stays a proposal."""
+        if self._stopping:
+            return
         model = self._model(self._architecture(number))
         if known := self._prices.get(model_key(model, self._config.imgsz)):
             self._priced(number, known)
@@ -290,6 +318,10 @@ class Study:
         if isinstance(event, Result):
             self._prices.put(model_key(self._model(self._architecture(number)), self._config.imgsz), dict(event.data))
             self._priced(number, event.data)
+        elif isinstance(event, Lost) and self._unmeasured[number] + 1 < MAX_ATTEMPTS:
+            self._unmeasured[number] += 1
+            log.warning("trial %d: measurement lost (%s): tried again", number, event.reason)
+            self._price(number)
         else:
             reason = f"invalid: {event.reason}"
             self._reject(number, reason)
@@ -304,6 +336,7 @@ class Study:
             if now - self._heartbeat.get(number, 0.0) >= HEARTBEAT_SECONDS:
                 self._heartbeat[number] = now
                 self._store.charge(number, event.seconds)
+                self._ledger.save()
             return
         del self._running[event.key]
         for known in (self._began, self._epochs, self._heartbeat):
@@ -312,7 +345,7 @@ class Study:
             self._store.charge(number, event.seconds, "done")
             self._store.finish(number, event.data)
             log.info("trial %d done: mAP50-95 %.4f in %.1f s", number, event.data["map"], event.seconds)
-        elif isinstance(event, Lost) and len(self._store[number].attempts) < MAX_ATTEMPTS:
+        elif isinstance(event, Lost) and self._losses(number) + 1 < MAX_ATTEMPTS:
             self._store.charge(number, event.seconds, "lost")
             self._store.requeue(number)
             self._queue.appendleft(number)
@@ -324,6 +357,9 @@ class Study:
             self._stop_if_all_fail_alike(event.reason)
         self._ledger.save()
         self._record()
+
+    def _losses(self, number: int) -> int:
+        return sum(attempt["outcome"] == "lost" for attempt in self._store[number].attempts)
 
     def _post_mortem(self, number: int, event: Failed | Lost) -> None:
         log.warning("trial %d: %s", number, event.reason)

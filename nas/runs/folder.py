@@ -103,7 +103,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises InputError for a missing or damaged manifest."""
     path = folder / "manifest.json"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("holds no object")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}", "restore the file, or start a new run") from error
     return manifest
@@ -117,8 +119,11 @@ def command_line() -> str:
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step: a crash leaves the old one or the new one, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -126,22 +131,31 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder; the lock ends with the process, however that ends.
 
     Raises:
-        InputError: another process holds it, which is named.
+        InputError: another process holds it, which is named; or the folder cannot be written.
     """
     holder = folder / "holder.json"
     lock = FileLock(folder / "run.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = json.loads(holder.read_text(encoding="utf-8")) if holder.is_file() else {}
-        name = f"process {who.get('pid', '?')} on {who.get('host', '?')}"
-        raise InputError(f"{folder} is in use by {name}", "wait for it to end, or stop it") from None
+        raise InputError(f"{folder} is in use by {_named(holder)}", "wait for it to end, or stop it") from None
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}", "make the folder writable") from error
     try:
         write_text(holder, json.dumps({"pid": os.getpid(), "host": platform.node()}))
         yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _named(holder: Path) -> str:
+    """Who holds a run folder, as far as its holder.json tells."""
+    try:
+        who = json.loads(holder.read_text(encoding="utf-8"))
+        return f"process {who['pid']} on {who['host']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "another process"
 
 
 def _git_commit() -> str | None:

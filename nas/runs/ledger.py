@@ -33,18 +33,15 @@ class Ledger:
         elapsed = self._clock() - self._began if self._began is not None else 0.0
         return self._store.seconds("wall") + elapsed - self._written
 
-    def device_seconds(self, running: Sequence[float] = ()) -> float:
-        """Charged so far, plus what the running attempts have used (seconds each)."""
-        trials = sum(entry.seconds for entry in self._store.entries if entry.state != "running")
-        earlier = sum(
-            float(attempt["seconds"])
-            for entry in self._store.entries
-            if entry.state == "running"
-            for attempt in entry.attempts[:-1]
-        )
-        return trials + earlier + sum(running) + self._store.seconds("lane")
+    def device_seconds(self, running: Sequence[float] | None = None) -> float:
+        """Charged so far; where `running` says what the running attempts have used (seconds each), that counts for them."""
+        charged = sum(entry.seconds for entry in self._store.entries) + self._store.seconds("lane")
+        if running is None:
+            return charged
+        under_way = (e.attempts[-1]["seconds"] for e in self._store.entries if e.state == "running" and e.attempts)
+        return charged + sum(running) - sum(map(float, under_way))
 
-    def used(self, running: Sequence[float] = ()) -> float:
+    def used(self, running: Sequence[float] | None = None) -> float:
         """In the budget's own unit: seconds, or finished trials."""
         if self.budget.kind == "trials":
             return sum(entry.state == "done" for entry in self._store.entries)
@@ -57,6 +54,8 @@ class Ledger:
         """
         if self.budget.kind == "trials":
             return self.used() + len(running) + waiting < self.budget.amount
+        if self.exhausted(running):
+            return False
         typical = self.typical_seconds()
         if self.budget.kind == "wall":
             return self.wall_seconds + typical <= self.budget.amount

@@ -7,18 +7,20 @@ failed or rejected; a rejected or failed one is told as Optuna's FAIL, which sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from nas.errors import InputError
 from nas.search.sampler import make_sampler
 from nas.space.architecture import Architecture
-from nas.space.search_space import SearchSpace
+from nas.space.search_space import Choice, SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -69,20 +71,22 @@ class Store:
             )
             if create:
                 self._study = optuna.create_study(study_name=RUNG, storage=storage, directions=["maximize", "minimize"])
-                self._study.set_metric_names(["mAP50-95", "latency ms"])
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    self._study.set_metric_names(["mAP50-95", "latency ms"])
                 self._study.set_user_attr("version", VERSION)
             else:
                 self._study = optuna.load_study(study_name=RUNG, storage=storage)
+            self._facts = dict(self._study.user_attrs)
+            found = self._facts["version"]
+            self._entries = {t.number: _entry(t) for t in self._study.get_trials(deepcopy=False)} if found == VERSION else {}
         except Exception as error:
             # SQLAlchemy, sqlite3 and Optuna each have their own ways to say that this is not a usable database.
-            reason = str(error).splitlines()[0][:200]
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise InputError(f"{path}: cannot be used: {reason}", "restore the file, or start a new run") from error
-        self._facts = dict(self._study.user_attrs)
-        found = self._facts.get("version")
         if found != VERSION:
             raise InputError(f"{path}: written by version {found} of the store, this is {VERSION}", "use the nas that wrote it")
         self._trials: dict[int, Trial] = {}
-        self._entries = {t.number: _entry(t) for t in self._study.get_trials(deepcopy=False)}
 
     @property
     def entries(self) -> list[Entry]:
@@ -98,26 +102,35 @@ class Store:
     def propose(self, space: SearchSpace, sampler: str, seed: int, fixed: Architecture | None = None) -> Entry:
         """A new trial: `fixed`, or what the sampler draws."""
         number = len(self._entries)
+        if fixed is not None:
+            self._add(space, fixed)
+            return self._put(Entry(number, fixed))
         self._study.sampler = make_sampler(sampler, seed, number)
-        params = space.params(fixed) if fixed is not None else None
-        if params:
-            self._study.enqueue_trial(params)
-        trial = self._study.ask()
-        if fixed is None or params is not None:
-            architecture = space.draw(
-                lambda name, choices: choices[choices.index(trial.suggest_categorical(name, list(choices)))]
-            )
-        else:
-            architecture = fixed  # the skeleton, where the space itself does not allow it
-        self._trials[trial.number] = trial
-        trial.set_user_attr("architecture", {"id": architecture.id, **architecture.to_dict()})
-        return self._put(Entry(trial.number, architecture))
+        trial = self._trials[number] = self._study.ask()
+        drawn = space.draw(lambda name, choices: choices[choices.index(trial.suggest_categorical(name, list(choices)))])
+        trial.set_user_attr("architecture", _named(drawn))
+        return self._put(Entry(number, drawn))
+
+    def _add(self, space: SearchSpace, architecture: Architecture) -> None:
+        """A trial of a given architecture, in one step; without parameters where the space does not allow it (the skeleton)."""
+        params = space.params(architecture)
+        distributions: dict[str, BaseDistribution] = {}
+
+        def choose(name: str, choices: Sequence[Choice]) -> Choice:
+            distributions[name] = CategoricalDistribution(list(choices))
+            return (params or {})[name]
+
+        if params is not None:
+            space.draw(choose)
+        attrs = {"architecture": _named(architecture)}
+        running = TrialState.RUNNING
+        self._study.add_trial(optuna.create_trial(state=running, params=params, distributions=distributions, user_attrs=attrs))
 
     def queue(self, number: int, price: Mapping[str, Any], over_limit_ms: float | None) -> None:
         """A priced trial waits for a worker. `over_limit_ms`: latency less the limit, where there is a limit."""
         trial = self._trial(number)
         trial.set_user_attr("price", dict(price))
-        if over_limit_ms is not None:
+        if over_limit_ms is not None and LIMIT not in self._frozen(number).constraints:  # as an earlier process may have
             trial.set_constraint(LIMIT, over_limit_ms)
         self._state(number, "queued", price=price)
 
@@ -155,18 +168,21 @@ class Store:
     def reopen(self) -> list[Entry]:
         """After a crash or an interruption: bring every open trial to a state to go on from; returns the queued ones.
 
-        A running attempt is closed as lost with the seconds last charged. A proposal that was not priced yet stays a
-        proposal.
+        What was written down as ended is told to Optuna. A running attempt is closed as lost with the seconds last
+        charged. A proposal that was not priced yet stays a proposal.
         """
-        for entry in self.entries:
-            if entry.state == "running":
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            number, entry = trial.number, self[trial.number]
+            if entry.state == "done":
+                self._tell(number, entry.result or {})
+            elif entry.reason is not None:
+                self._end(number, entry.state, entry.reason, entry.price)
+            elif entry.architecture is None:
+                self.reject(number, "interrupted before it was written down")
+            elif entry.state != "proposed":
                 if entry.attempts and entry.attempts[-1]["outcome"] == "running":
-                    self.charge(entry.number, entry.attempts[-1]["seconds"], "lost")
-                self.requeue(entry.number)
-            elif entry.state == "proposed" and entry.architecture is None:
-                self.reject(entry.number, "interrupted before it was written down")
-            elif entry.state == "told":
-                self._tell(entry.number, entry.result or {})
+                    self.charge(number, entry.attempts[-1]["seconds"], "lost")
+                self.requeue(number)
         return [entry for entry in self.entries if entry.state == "queued"]
 
     def add_seconds(self, **seconds: float) -> None:
@@ -211,29 +227,33 @@ class Store:
     def _trial(self, number: int) -> Trial:
         """Optuna's handle of an open trial, also of one that an earlier process asked for."""
         if number not in self._trials:
-            frozen = self._study.get_trials(deepcopy=False)[number]
             self._study.sampler = make_sampler("random", 0, 0)  # the handle asks it for parameters that it has already
-            self._trials[number] = Trial(self._study, frozen._trial_id)
+            self._trials[number] = Trial(self._study, self._frozen(number)._trial_id)
         return self._trials[number]
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+
+def _named(architecture: Architecture) -> dict[str, Any]:
+    return {"id": architecture.id, **architecture.to_dict()}
 
 
 def _entry(trial: FrozenTrial) -> Entry:
-    """A trial as it lies in the database."""
+    """A trial as it lies in the database. A result or a reason counts, told to Optuna or not: it is written first."""
     attrs = trial.user_attrs
-    architecture = Architecture.from_dict(attrs["architecture"]) if "architecture" in attrs else None
+    attempts = tuple(attrs.get("attempts", ()))
     state = attrs.get("state", "proposed")
-    if trial.state == TrialState.COMPLETE:
+    if "result" in attrs:
         state = "done"
-    elif trial.state == TrialState.FAIL and state not in {"rejected", "failed"}:
-        state = "failed"
-    elif "result" in attrs:
-        state = "told"  # written, but Optuna was not told before the process ended
+    elif "reason" in attrs and state not in {"failed", "rejected"}:
+        state = "failed" if attempts else "rejected"
     return Entry(
         trial.number,
-        architecture,
+        Architecture.from_dict(attrs["architecture"]) if "architecture" in attrs else None,
         state,
         attrs.get("reason"),
         attrs.get("price"),
         attrs.get("result"),
-        tuple(attrs.get("attempts", ())),
+        attempts,
     )

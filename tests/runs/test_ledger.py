@@ -1,0 +1,154 @@
+"""The ledger under random schedules with a clock of its own: no trial starts that does not fit, nothing is forgotten."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nas.config import Budget
+from nas.runs.ledger import Ledger
+from nas.runs.store import Entry
+
+ROUNDING = 0.01  # the store keeps milliseconds
+
+_FATES = st.lists(st.tuples(st.floats(0.1, 50), st.sampled_from(["done", "done", "done", "failed", "lost"])), max_size=25)
+_KINDS = st.sampled_from(["gpu-s", "s", "trials"])
+
+
+class Books:
+    """What a ledger reads of a store, without a database."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.clocks: dict[str, float] = {}
+
+    def seconds(self, name: str) -> float:
+        return self.clocks.get(name, 0.0)
+
+    def add_seconds(self, **seconds: float) -> None:
+        for name, value in seconds.items():
+            self.clocks[name] = round(self.seconds(name) + value, 3)
+
+    def start(self, number: int) -> None:
+        if number == len(self.entries):
+            self.entries.append(Entry(number, None))
+        entry = self.entries[number]
+        attempts = (*entry.attempts, {"seconds": 0.0, "outcome": "running"})
+        self.entries[number] = replace(entry, state="running", attempts=attempts)
+
+    def end(self, number: int, seconds: float, outcome: str) -> None:
+        entry = self.entries[number]
+        attempts = (*entry.attempts[:-1], {"seconds": seconds, "outcome": outcome})
+        state = {"lost": "queued"}.get(outcome, outcome)
+        self.entries[number] = replace(entry, state=state, attempts=attempts)
+
+
+class Session:
+    """A search in miniature: `workers` that take up what was lost and then new trials, as long as the ledger says so."""
+
+    def __init__(self, budget: Budget, books: Books, workers: int) -> None:
+        self.now = 1000.0
+        self.books, self.workers, self.budget = books, workers, budget
+        self.ledger = Ledger(budget, books, clock=lambda: self.now)
+        self.running: dict[int, tuple[float, float, str]] = {}
+        self.used: list[float] = []
+        self.charged = 0.0
+
+    def elapsed(self) -> list[float]:
+        return [self.now - began for began, _, _ in self.running.values()]
+
+    def run(self, fates) -> None:
+        """Run until a trial does not fit or `fates` end; what runs then is left to finish."""
+        fates = iter(fates)
+        self.ledger.begin()
+        while True:
+            while len(self.running) < self.workers and self.ledger.fits(self.elapsed(), 0) and (fate := next(fates, None)):
+                assert not self.ledger.exhausted(self.elapsed())
+                waiting = [e.number for e in self.books.entries if e.state == "queued"]
+                number = waiting[0] if waiting else len(self.books.entries)
+                self.books.start(number)
+                self.running[number] = (self.now, *fate)
+            if not self.running:
+                return
+            number = min(self.running, key=lambda n: sum(self.running[n][:2]))
+            began, seconds, outcome = self.running[number]
+            for part in (0.5, 1.0):
+                self.now = max(self.now, began + part * seconds)
+                self.note()
+            del self.running[number]
+            self.books.end(number, seconds, outcome)
+            self.charged += seconds
+            self.books.add_seconds(lane=0.25)
+            self.charged += 0.25
+            self.ledger.save()
+            self.note()
+
+    def note(self) -> None:
+        self.used.append(self.ledger.used(self.elapsed()))
+
+
+@settings(deadline=None)
+@given(_KINDS, st.integers(1, 5), st.integers(1, 300), st.lists(_FATES, min_size=1, max_size=3))
+def test_what_is_used_only_grows_and_sessions_add_up(unit, workers, amount, sessions):
+    books, charged, wall, seen = Books(), 0.0, 0.0, [0.0]
+    for fates in sessions:
+        session = Session(Budget.parse(f"{amount}{unit}"), books, workers)
+        session.run(fates)
+        charged, wall, seen = charged + session.charged, wall + session.now - 1000.0, seen + session.used
+    assert all(after >= before - ROUNDING for before, after in itertools.pairwise(seen))
+    ledger = Ledger(Budget.parse(f"{amount}{unit}"), books, clock=lambda: 0.0)
+    assert ledger.device_seconds() == pytest.approx(charged, abs=ROUNDING)
+    assert ledger.wall_seconds == pytest.approx(wall, abs=ROUNDING)
+    done = sum(e.state == "done" for e in books.entries)
+    assert ledger.used() == {"device": ledger.device_seconds(), "wall": ledger.wall_seconds, "trials": done}[ledger.budget.kind]
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["gpu-s", "s"]), st.integers(1, 6), st.floats(0.5, 20), st.floats(1, 60))
+def test_equal_trials_never_pass_the_budget_nor_leave_room_for_one(unit, workers, seconds, amount):
+    """Before the first has ended nobody knows what one costs: as many as there are workers may then be one too many."""
+    budget = Budget.parse(f"{amount}{unit}")
+    session = Session(budget, Books(), workers)
+    session.run([(seconds, "done")] * 1000)
+    used = session.ledger.used()
+    if budget.kind == "wall":
+        assert used <= max(amount, seconds) + ROUNDING
+        assert used > amount - seconds - ROUNDING
+    else:
+        assert used <= max(amount, workers * seconds) + 0.25 * workers + ROUNDING  # pricing that came while they ran
+        assert used > amount - seconds - ROUNDING
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(1, 30), _FATES)
+def test_a_number_of_trials_is_met_exactly(workers, amount, fates):
+    session = Session(Budget.parse(f"{amount}trials"), Books(), workers)
+    session.run([*fates, *[(1.0, "done")] * 60])
+    assert session.ledger.used() == amount
+    assert not session.ledger.fits([], 0)
+
+
+@pytest.mark.parametrize("unit", ["gpu-s", "s"])
+def test_nothing_fits_a_budget_that_is_used_up(unit):
+    now = [0.0]
+    ledger = Ledger(Budget.parse(f"10{unit}"), Books(), clock=lambda: now[0])
+    ledger.begin()
+    assert ledger.fits([], 0)
+    now[0] = 10.0
+    running = [10.0] if unit == "gpu-s" else []
+    assert ledger.exhausted(running)
+    assert not ledger.fits(running, 0)
+
+
+def test_what_still_runs_in_the_store_is_charged_to_a_run_that_nobody_holds():
+    """A reader of a killed run has no running attempts to name: the last heartbeat's seconds count."""
+    books = Books()
+    books.start(0)
+    books.end(0, 30.0, "running")
+    ledger = Ledger(Budget.parse("1gpu-h"), books)
+    assert ledger.device_seconds() == 30.0
+    assert ledger.device_seconds([31.0]) == 31.0

@@ -1,0 +1,289 @@
+"""The store: what Optuna sees of it, and that `kill -9` at any commit loses and doubles nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+import warnings
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.trial import TrialState
+
+from nas.errors import InputError
+from nas.review.record import STATES
+from nas.runs.store import LIMIT, Store
+from nas.space.architecture import Architecture, Placement
+
+PRICE = {"ms": 2.0, "spread": 0.01}
+RESULT = {"map": 0.25, "map50": 0.5}
+
+
+def test_what_optuna_sees_of_a_trial(make_store, space):
+    folder, store = make_store()
+    assert store.propose(space, "random", 0, space.baseline).architecture.is_skeleton
+    store.queue(0, PRICE, 0.5)
+    store.start(0)
+    store.charge(0, 3.25)
+    store.charge(0, 4.0, "lost")
+    store.requeue(0)
+    store.start(0)
+    store.charge(0, 10.0, "done")
+    store.finish(0, RESULT)
+    drawn = store.propose(space, "random", 0)
+    store.reject(1, "over-latency", {"ms": 9.0})
+    store.propose(space, "random", 0)
+    store.queue(2, PRICE, -1.0)
+    store.start(2)
+    store.charge(2, 1.0, "failed")
+    store.fail(2, "diverged")
+    store.propose(space, "random", 0)
+
+    done, rejected, failed, _ = trials = read(folder).trials
+    assert read(folder).directions == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
+    assert read(folder).metric_names == ["mAP50-95", "latency ms"]
+    assert [t.state for t in trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
+    assert done.values == [0.25, 2.0]
+    assert done.constraints == {LIMIT: 0.5}
+    assert failed.constraints == {LIMIT: -1.0}
+    assert done.user_attrs["result"] == RESULT
+    assert done.user_attrs["attempts"] == [{"seconds": 4.0, "outcome": "lost"}, {"seconds": 10.0, "outcome": "done"}]
+    assert rejected.user_attrs["reason"] == "over-latency"
+    assert rejected.user_attrs["price"] == {"ms": 9.0}
+    assert failed.user_attrs["reason"] == "diverged"
+    for trial, entry in zip(trials, store.entries, strict=True):
+        assert trial.params  # in the space, so it has parameters, and these draw the same architecture again
+        assert space.draw(lambda name, _, trial=trial: trial.params[name]) == entry.architecture
+        assert Architecture.from_dict(trial.user_attrs["architecture"]) == entry.architecture
+        assert trial.user_attrs["architecture"]["id"] == entry.architecture.id
+    assert Architecture.from_dict(rejected.user_attrs["architecture"]) == drawn.architecture
+    assert store[0].seconds == 14.0
+    assert Store(folder, create=False).entries == store.entries
+
+
+def test_a_baseline_that_the_space_cannot_express(make_store, space):
+    folder, store = make_store()
+    placement = Placement("neck.topdown.P3", 16, "keep", 32, 1)
+    foreign = Architecture(space.skeleton.name, (placement,))
+    assert space.params(foreign) is None
+    assert store.propose(space, "tpe", 0, foreign).architecture == foreign
+    store.queue(0, PRICE, None)
+    store.start(0)
+    store.finish(0, RESULT)
+    store.propose(space, "tpe", 0)
+    trial = read(folder).trials[0]
+    assert (trial.params, trial.values, trial.constraints) == ({}, [0.25, 2.0], {})
+    assert Store(folder, create=False)[0].architecture == foreign
+
+
+def test_equal_seeds_propose_alike(make_store, space):
+    def proposals(name, seed):
+        _, store = make_store(name)
+        return [store.propose(space, "tpe", seed).architecture.id for _ in range(12)]
+
+    assert proposals("a", 1) == proposals("b", 1) != proposals("c", 2)
+
+
+def test_facts_and_clocks(make_store):
+    folder, store = make_store()
+    store.put_fact("stopped_because", "budget spent")
+    store.add_seconds(wall=1.5, lane=0.25)
+    store.add_seconds(wall=2.0)
+    again = Store(folder, create=False)
+    assert (again.seconds("wall"), again.seconds("lane"), again.seconds("x")) == (3.5, 0.25, 0.0)
+    assert again.fact("stopped_because") == "budget spent"
+    assert again.fact("x") is None
+
+
+def test_making_a_store_warns_of_nothing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Store(tmp_path, create=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.unlink(), "holds no study.db"),
+        (lambda path: path.write_bytes(b""), "cannot be used"),
+        (lambda path: path.write_bytes(b"not a database at all" * 1000), "cannot be used"),
+        (lambda path: path.write_bytes(path.read_bytes()[:20_000]), "cannot be used"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100] + os.urandom(50_000)), "cannot be used"),
+        (lambda path: execute(path, "UPDATE alembic_version SET version_num = 'v99'"), "cannot be used"),
+        (lambda path: execute(path, "DROP TABLE studies"), "cannot be used"),
+        (lambda path: execute(path, "UPDATE studies SET study_name = 'other'"), "cannot be used"),
+        (lambda path: execute(path, "UPDATE study_user_attributes SET value_json = '7' WHERE key = 'version'"), "version 7"),
+        (lambda path: execute(path, "DELETE FROM study_user_attributes"), "cannot be used"),
+        (lambda path: execute(path, "UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'price'"), "cannot be used"),
+        (
+            lambda path: execute(path, "UPDATE trial_user_attributes SET value_json = '[]' WHERE key = 'architecture'"),
+            "cannot be used",
+        ),
+    ],
+)
+def test_a_store_that_cannot_be_used_stays_untouched(make_store, space, damage, says):
+    folder, store = make_store()
+    store.propose(space, "random", 0)
+    store.queue(0, PRICE, None)
+    path = folder / "study.db"
+    damage(path)
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(InputError, match=says) as error:
+        Store(folder, create=False)
+    assert error.value.hint
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_a_store_is_not_made_over_another(make_store):
+    folder, _ = make_store()
+    before = (folder / "study.db").read_bytes()
+    with pytest.raises(InputError, match="cannot be used"):
+        Store(folder, create=True)
+    assert (folder / "study.db").read_bytes() == before
+
+
+# One search's writes, each of which must happen whole or not at all. Trials end in each of the three ways.
+SCRIPT = [
+    lambda store, space: store.put_fact("stopped_because", "x"),
+    lambda store, space: store.propose(space, "random", 0, space.baseline),
+    lambda store, space: store.queue(0, PRICE, 0.5),
+    lambda store, space: store.start(0),
+    lambda store, space: store.add_seconds(wall=2.0, lane=0.0),
+    lambda store, space: store.charge(0, 7.0, "done"),
+    lambda store, space: store.finish(0, RESULT),
+    lambda store, space: store.propose(space, "random", 0),
+    lambda store, space: store.reject(1, "over-latency", {"ms": 9.0}),
+    lambda store, space: store.propose(space, "random", 0, next(space.neighbours(space.baseline))),
+    lambda store, space: store.queue(2, PRICE, -0.5),
+    lambda store, space: store.start(2),
+    lambda store, space: store.charge(2, 1.0, "lost"),
+    lambda store, space: store.requeue(2),
+    lambda store, space: store.start(2),
+    lambda store, space: store.charge(2, 2.0, "failed"),
+    lambda store, space: store.fail(2, "diverged"),
+]
+
+
+def test_kill_9_at_any_commit_loses_nothing_and_doubles_nothing(make_store, space, tmp_path):
+    """For every write of the script: children do it and kill themselves, the n-th at its n-th commit.
+
+    What is then found must be what was there before the write, or after it; a draw that was cut short may also have
+    left one trial that is rejected.
+    """
+    whole, store = make_store("whole")
+    copies = [copy(whole, tmp_path / "0")]
+    for number, write in enumerate(SCRIPT, start=1):
+        write(store, space)
+        copies.append(copy(whole, tmp_path / str(number)))
+    states = [view(reopened(copy(folder, tmp_path / f"{folder.name} reopened"))) for folder in copies]
+    kills = 0
+    for number, write in enumerate(SCRIPT):
+        for commit in range(1, 100):
+            folder = copy(copies[number], tmp_path / f"{number} killed at {commit}")
+            if not killed(folder, write, space, commit):
+                assert view(reopened(folder)) == states[number + 1]
+                break
+            kills += 1
+            store = Store(folder, create=False)
+            assert {entry.state for entry in store.entries} <= set(STATES)  # for readers, before any resume
+            store.reopen()
+            trials, facts = view(store)
+            if trials and trials[-1][2] == "interrupted before it was written down":
+                assert trials.pop()[1] == "rejected"
+            assert (trials, facts) in states[number : number + 2], folder.name
+            again = reopened(folder)
+            assert view(again) == view(store)
+            check_goes_on(again, space)
+            check_optuna(folder, again)
+    assert kills > 2 * len(SCRIPT)
+
+
+def copy(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    shutil.copy(folder / "study.db", to)
+    return to
+
+
+def reopened(folder: Path) -> Store:
+    store = Store(folder, create=False)
+    store.reopen()
+    return store
+
+
+def killed(folder: Path, write, space, commit: int) -> bool:
+    """Whether a child that does one write died at the given commit of it, by its own `kill -9`."""
+    child = os.fork()
+    if child == 0:
+        try:
+            store = Store(folder, create=False)
+            kill_at(commit)
+            write(store, space)
+        except BaseException as error:
+            sys.stderr.write(f"{error!r}\n")
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in {0, signal.SIGKILL}
+    return status == signal.SIGKILL
+
+
+def kill_at(commit: int) -> None:
+    """`kill -9` this process right before its `commit`-th commit that writes something reaches the database."""
+    count = before = 0
+
+    def about_to_commit(connection):
+        nonlocal count, before
+        now = connection.connection.dbapi_connection.total_changes
+        count, before = count + (now != before), now
+        if count == commit:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "commit", about_to_commit)
+
+
+def view(store: Store):
+    """Everything of a store that must survive."""
+    trials = [(e.architecture and e.architecture.id, e.state, e.reason, e.result, e.seconds, e.attempts) for e in store.entries]
+    return trials, (store.seconds("wall"), store.fact("stopped_because"))
+
+
+def check_optuna(folder: Path, store: Store) -> None:
+    """Optuna's states are those of the store."""
+    ends = {"done": "COMPLETE", "failed": "FAIL", "rejected": "FAIL"}
+    found = execute(folder / "study.db", "SELECT state FROM trials ORDER BY number")
+    assert found == [(ends.get(entry.state, "RUNNING"),) for entry in store.entries]
+
+
+def check_goes_on(store: Store, space) -> None:
+    """Open trials can be taken to their end, and more can be proposed."""
+    if not store.entries:
+        assert store.propose(space, "random", 0, space.baseline).number == 0
+    assert store[0].architecture.is_skeleton
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for entry in store.entries:
+            if entry.state == "proposed":
+                store.queue(entry.number, PRICE, 0.5)
+            if store[entry.number].state == "queued":
+                store.start(entry.number)
+                store.charge(entry.number, 1.0, "done")
+                store.finish(entry.number, RESULT)
+        store.propose(space, "tpe", 0)
+    assert {e.state for e in store.entries[:-1]} <= {"done", "failed", "rejected"}
+
+
+def read(folder: Path) -> optuna.Study:
+    """The study as anybody reads it, without nas."""
+    (study,) = optuna.get_all_study_names(url := f"sqlite:///{folder / 'study.db'}")
+    return optuna.load_study(study_name=study, storage=url)
+
+
+def execute(path: Path, sql: str) -> list[tuple]:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        return connection.execute(sql).fetchall()

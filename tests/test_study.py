@@ -1,0 +1,555 @@
+"""The loop of a search over an executor in memory, where time is a number and accuracy and latency are pure functions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import sqlalchemy
+import yaml
+
+from nas import study as study_module
+from nas.config import Budget, RunConfig
+from nas.errors import InfeasibleError, StoppedError
+from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
+from nas.execution.work import PRICE, TRAIN, TrainJob
+from nas.latency.cache import LatencyCache
+from nas.latency.target import Target
+from nas.outcome import records_of, summary_of, winner_of, write_report
+from nas.review.table import front_of, picks_of
+from nas.runs.ledger import Ledger
+from nas.runs.store import LIMIT, Store
+from nas.space.architecture import model_yaml
+from nas.space.reader import read_space
+from nas.study import MAX_ATTEMPTS, SAME_FAILURES, Study
+
+NC = 3
+SPACE = """
+skeleton: yolo11n.yaml
+slots:
+  backbone.P4: {block: [keep, repvit, irmb], width: [0.5, 1.0]}
+  backbone.P5: {block: [keep, repvit], width: [0.5, 1.0]}
+"""
+TINY = """
+skeleton: yolo11n.yaml
+slots:
+  backbone.P5: {block: [keep, repvit], width: [0.5, 1.0]}
+"""
+EVERYTHING = "every architecture of the space was tried"
+SLOWNESS = {"C3k2": 1.0, "RepViT": 0.7, "iRMB": 0.5}
+
+
+def name_of(model) -> str:
+    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def latency(model) -> float:
+    """ms: 3.84 for the skeleton."""
+    return sum(row[1] * row[3][0] * SLOWNESS[row[2]] for row in (model["backbone"][6], model["backbone"][8])) / 100
+
+
+def accuracy(model) -> float:
+    return int(name_of(model)[:6], 16) / 0xFFFFFF
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class CrashError(Exception):
+    """What stands for the end of the search process."""
+
+    call: int
+
+
+@dataclass
+class FakeExecutor:
+    """`nas.execution.executor.Executor` in memory. `fate` says how an attempt ends (None: well), `crash_at` at which call of
+    it the search dies."""
+
+    clock: Clock
+    workers: int = 1
+    seconds: Callable[[dict], float] = lambda model: 10.0
+    fate: Callable[[Attempt, int], type[Failed] | type[Lost] | str | None] = lambda attempt, count: None
+    crash_at: int | None = None
+    calls: int = 0
+    priced: list[str] = field(default_factory=list)
+    trained: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    models: dict[str, dict] = field(default_factory=dict)
+    running: dict[str, tuple[Attempt, float, float]] = field(default_factory=dict)
+
+    @property
+    def free(self) -> int:
+        return self.workers - sum(not attempt.quiet for attempt, _, _ in self.running.values())
+
+    @property
+    def lane_free(self) -> bool:
+        return not any(attempt.quiet for attempt, _, _ in self.running.values())
+
+    def start(self, attempt: Attempt) -> None:
+        self._call()
+        if not (self.lane_free if attempt.quiet else self.free):
+            raise RuntimeError("no room")
+        assert json.loads(json.dumps(attempt.payload)) == attempt.payload
+        assert attempt.kind == (PRICE if attempt.quiet else TRAIN)
+        model = attempt.payload["model"]
+        self.models[name_of(model)] = model
+        (self.priced if attempt.quiet else self.trained).append(name_of(model))
+        self.running[attempt.key] = (attempt, self.clock.now, 1.0 if attempt.quiet else self.seconds(model))
+
+    def poll(self, timeout: float) -> list[Event]:
+        """Time leaps to the next half or end of an attempt; what happens by then comes together."""
+        self._call()
+        if not self.running:
+            self.clock.now += timeout
+            return []
+        moments = [began + part * s for _, began, s in self.running.values() for part in (0.5, 1.0)]
+        self.clock.now = min(moment for moment in moments if moment > self.clock.now)
+        events: list[Event] = []
+        for key, (attempt, began, seconds) in list(self.running.items()):
+            passed = self.clock.now - began
+            if passed < seconds:
+                events.append(Progress(key, {"epoch": 1, "epochs": 2, "loss": 1.0}, passed))
+            else:
+                del self.running[key]
+                events.append(self._end(attempt, seconds))
+        return events
+
+    def stop(self, key: str) -> float:
+        _, began, _ = self.running.pop(key)
+        return self.clock.now - began
+
+    def close(self) -> None:
+        self.running.clear()
+
+    def _end(self, attempt: Attempt, seconds: float) -> Event:
+        model = attempt.payload["model"]
+        names = self.priced if attempt.quiet else self.trained
+        end = self.fate(attempt, names.count(name_of(model)))
+        if end is Lost:
+            return Lost(attempt.key, "worker died", seconds)
+        if end is not None:
+            return Failed(attempt.key, "ValueError: no" if end is Failed else end, seconds, "Traceback: …")
+        if attempt.quiet:
+            ms = latency(model)
+            return Result(attempt.key, {"ms": ms, "p90": ms, "spread": 0.01, "runs": 9, "params": 5, "gmacs": 1.0}, seconds)
+        self.finished.append(name_of(model))
+        return Result(attempt.key, {"map": accuracy(model), "map50": 0.5, "pid": 1}, seconds)
+
+    def _call(self) -> None:
+        self.calls += 1
+        if self.calls == self.crash_at:
+            raise CrashError(self.calls)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_sqlite():
+    def relax(connection, _):
+        connection.execute("PRAGMA synchronous=OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
+    yield
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("empty")
+    Store(folder, create=True)
+    return folder / "study.db"
+
+
+class Lab:
+    """One run folder in which searches can be run, one after another, as sessions of the same run."""
+
+    def __init__(self, folder: Path, empty_store: Path, clock: Clock, text: str, **config) -> None:
+        folder.mkdir()
+        shutil.copy(empty_store, folder)
+        (folder / "space.yaml").write_text(text)
+        self.folder, self.clock = folder, clock
+        self.space = read_space(folder / "space.yaml")
+        target = Target.parse("auto")
+        self.config = {"data": "d.yaml", "space": "s", "budget": "1000trials", "target": str(target), "sampler": "random"}
+        self.config |= config
+        self.prices = LatencyCache(folder / "latency", target)
+        self.recorded = 0
+
+    def executor(self, **options) -> FakeExecutor:
+        return FakeExecutor(self.clock, **options)
+
+    def run(self, executor: FakeExecutor, watch: Callable[[Study], None] = lambda study: None, **changes) -> str:
+        """One session: the store opened anew, as a new process would."""
+        self.config |= changes
+        config = RunConfig(**self.config)
+        store = Store(self.folder, create=False)
+        ledger = Ledger(Budget.parse(config.budget), store, clock=self.clock)
+
+        def jobs(model):
+            return TrainJob(model, "d.yaml", "cache", 640, 1, 1, 0.01, 0.2, 0, "cpu", 1)
+
+        def record():
+            self.recorded += 1
+
+        study = Study(
+            config,
+            self.space,
+            NC,
+            store,
+            executor,
+            self.prices,
+            ledger,
+            jobs,
+            self.folder,
+            watch=lambda status: watch(study),
+            record=record,
+        )
+        try:
+            return study.run()
+        finally:
+            self.__dict__.pop("store", None)
+
+    @cached_property
+    def store(self) -> Store:
+        """What a session left behind."""
+        return Store(self.folder, create=False)
+
+    def names(self, state: str) -> list[str]:
+        return [self.name(e.architecture) for e in self.store.entries if e.state == state]
+
+    def name(self, architecture) -> str:
+        return name_of(self.model(architecture))
+
+    def model(self, architecture):
+        return model_yaml(self.space.skeleton, architecture, NC)
+
+    def all(self, limit: float = 1e9) -> set[str]:
+        """Every architecture that a search has to train: within the limit, not forbidden, and the skeleton."""
+        allowed = [a for a in self.space.enumerate() if self.space.forbidding_rule(a, 640) is None]
+        return {self.name(a) for a in allowed if latency(self.model(a)) <= limit} | {self.name(self.space.baseline)}
+
+    def records(self):
+        return records_of(self.store.entries, self.space.skeleton, self.config.get("max_latency_ms"))
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(study_module, "time", SimpleNamespace(monotonic=clock))
+    return clock
+
+
+@pytest.fixture
+def make_lab(tmp_path, empty_store, clock):
+    def make(text: str = SPACE, name: str = "run", **config) -> Lab:
+        return Lab(tmp_path / name, empty_store, clock, text, **config)
+
+    return make
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_whole_space_is_tried_within_its_rules(make_lab, workers):
+    """Nothing over the limit or forbidden is trained, but for the skeleton; everything else is, once."""
+    rules = "forbid: [backbone.P4.block == 'irmb' and backbone.P5.block == 'repvit']\n"
+    lab = make_lab(SPACE + rules, max_latency_ms=3.0, workers=workers)
+    executor = lab.executor(workers=workers)
+    assert lab.run(executor) == EVERYTHING
+    baseline = lab.name(lab.space.baseline)
+    assert 5 < len(lab.all(3.0)) < len(lab.all()) < lab.space.size == 24
+    assert executor.trained[0] == baseline
+    assert sorted(executor.trained) == sorted(lab.names("done")) == sorted(lab.all(3.0))
+    assert [name for name in executor.trained if latency(executor.models[name]) > 3.0] == [baseline]
+    assert Counter(executor.priced).most_common(1)[0][1] == 1
+    assert lab.recorded == len(executor.trained)
+    for entry in lab.store.entries:
+        assert (entry.state == "done") == bool(entry.attempts)
+        assert entry.state != "rejected" or entry.reason.startswith(("over-latency", "repeat", "forbidden: backbone.P4"))
+
+    records = lab.records()
+    assert (records[0].baseline, records[0].feasible, records[0].state) == (True, False, "done")
+    assert 0 not in [r.trial for r in front_of(records)]
+    assert winner_of(records, 3.0).map == max(r.map for r in records if r.state == "done" and r.feasible)
+    trials = lab.store._study.trials
+    assert trials[0].constraints == {LIMIT: pytest.approx(0.84)}
+    assert all(t.constraints[LIMIT] <= 0 for t in trials[1:] if t.values)
+
+
+@pytest.mark.parametrize(("workers", "sampler"), [(1, "random"), (3, "tpe")])
+def test_twenty_trials_are_twenty_done(make_lab, workers, sampler):
+    lab = make_lab(budget="20trials", sampler=sampler, workers=workers)
+    unlucky = lab.executor(
+        workers=workers, fate=lambda a, count: a.key if a.key.startswith(("trial3-", "trial5-", "trial7-")) else None
+    )
+    assert lab.run(unlucky) == "budget spent"
+    states = Counter(e.state for e in lab.store.entries)
+    assert states["done"] == len(unlucky.finished) == 20
+    assert states["failed"] == len(unlucky.trained) - 20 > 0
+    assert states["queued"] == states["running"] == 0
+    assert len(set(unlucky.trained)) == len(unlucky.trained)
+
+
+def test_equal_seeds_search_alike(make_lab):
+    def proposals(name, seed):
+        lab = make_lab(name=name, seed=seed, budget="14trials", sampler="tpe", max_latency_ms=3.5)
+        lab.run(lab.executor())
+        return [(e.architecture.id, e.state) for e in lab.store.entries]
+
+    first = proposals("a", 0)
+    assert proposals("b", 0) == first
+    assert proposals("c", 1) != first
+
+
+def test_a_failed_trial_has_a_reason_and_a_post_mortem(make_lab):
+    lab = make_lab(TINY)
+    executor = lab.executor(fate=lambda attempt, count: Failed if attempt.key.startswith("trial1-") else None)
+    assert lab.run(executor) == EVERYTHING
+    (failed,) = [e for e in lab.store.entries if e.state == "failed"]
+    assert (failed.number, failed.reason, len(failed.attempts)) == (1, "ValueError: no", 1)
+    assert "Traceback" in (lab.folder / "trials" / "0001" / "failure.txt").read_text()
+    assert len(executor.trained) == len(set(executor.trained)) == len(executor.finished) + 1
+
+
+@pytest.mark.parametrize("losses", [MAX_ATTEMPTS - 1, MAX_ATTEMPTS])
+def test_a_lost_trial_is_tried_again(make_lab, losses):
+    lab = make_lab(TINY)
+    baseline = lab.name(lab.space.baseline)
+    executor = lab.executor(
+        fate=lambda a, count: Lost if not a.quiet and name_of(a.payload["model"]) == baseline and count <= losses else None
+    )
+    lab.run(executor)
+    entry = lab.store[0]
+    assert executor.trained.count(baseline) == min(losses + 1, MAX_ATTEMPTS)
+    assert entry.state == ("done" if losses < MAX_ATTEMPTS else "failed")
+    assert entry.seconds == pytest.approx(10.0 * min(losses + 1, MAX_ATTEMPTS))
+    assert entry.reason == (None if losses < MAX_ATTEMPTS else "worker died")
+    assert set(lab.names("done")) | {baseline} == lab.all()
+
+
+def test_a_lost_measurement_is_tried_again(make_lab):
+    lab = make_lab(TINY)
+    executor = lab.executor(fate=lambda attempt, count: Lost if attempt.quiet and count < MAX_ATTEMPTS else None)
+    assert lab.run(executor) == EVERYTHING
+    assert set(lab.names("done")) == lab.all()
+    lab = make_lab(TINY, "hopeless")
+    executor = lab.executor(fate=lambda attempt, count: Lost if attempt.quiet else None)
+    assert lab.run(executor) == EVERYTHING
+    assert set(Counter(executor.priced).values()) == {MAX_ATTEMPTS}
+    assert {e.reason for e in lab.store.entries} <= {"invalid: worker died", "repeat"}
+
+
+def test_equal_failures_stop_the_search(make_lab):
+    lab = make_lab()
+    executor = lab.executor(fate=lambda attempt, count: None if attempt.quiet else Failed)
+    with pytest.raises(StoppedError, match="ValueError: no") as error:
+        lab.run(executor)
+    assert error.value.exit_code == 4
+    assert len(executor.trained) == SAME_FAILURES
+
+    lab = make_lab(name="unpriced")
+    with pytest.raises(StoppedError, match="invalid: ValueError: no"):
+        lab.run(lab.executor(fate=lambda attempt, count: Failed))
+
+    lab = make_lab(name="different")
+    executor = lab.executor(fate=lambda attempt, count: None if attempt.quiet else f"reason {len(executor.trained) % 2}")
+    assert lab.run(executor) == EVERYTHING
+    assert len(lab.names("failed")) == 24
+
+
+def test_an_unreachable_limit_ends_before_any_training(make_lab):
+    lab = make_lab(max_latency_ms=0.01)
+    executor = lab.executor()
+    with pytest.raises(InfeasibleError) as error:
+        lab.run(executor)
+    fastest = min(latency(executor.models[name]) for name in executor.priced)
+    assert (
+        f"the fastest of the probed takes {fastest:.3g} ms (backbone.P4=repvit w0.5; backbone.P5=repvit w0.5)"
+        in error.value.message
+    )
+    assert error.value.exit_code == 3
+    assert "--max-latency" in error.value.hint
+    assert executor.trained == []
+    assert len(lab.store) == 0
+    with pytest.raises(InfeasibleError, match="could be measured"):
+        make_lab(name="other", max_latency_ms=0.01).run(lab.executor(fate=lambda attempt, count: Failed))
+
+
+@pytest.mark.parametrize("after", [0, 5])
+def test_an_interrupt_lets_running_trials_end_and_starts_nothing(make_lab, after):
+    lab = make_lab(workers=2)
+    executor = lab.executor(workers=2)
+    started = []
+
+    def watch(study):
+        if not started and len(executor.trained) >= after:
+            study.interrupt()
+            started.append((len(executor.trained), len(executor.priced)))
+
+    assert lab.run(executor, watch) == "interrupted"
+    assert started == [(len(executor.trained), len(executor.priced))]
+    assert executor.running == {}
+    assert len(executor.finished) == len(executor.trained) == len(lab.names("done"))
+    again = lab.executor(workers=2)
+    assert lab.run(again) == EVERYTHING
+    assert sorted(executor.finished + again.finished) == sorted(lab.names("done")) == sorted(lab.all())
+
+
+def test_an_interrupt_before_the_start_starts_nothing(make_lab):
+    lab = make_lab(TINY, max_latency_ms=3.0)
+    executor = lab.executor()
+    early = []
+
+    def watch(study):
+        early.append(len(executor.priced))
+        study.interrupt()
+
+    assert lab.run(executor, watch) == "interrupted"
+    assert len(executor.priced) == early[0] == 1
+    assert executor.trained == []
+
+
+def test_a_crash_at_any_call_loses_and_doubles_nothing(make_lab):
+    whole = make_lab(TINY, "whole", max_latency_ms=3.5)
+    executor = whole.executor()
+    whole.run(executor)
+    for call in range(1, executor.calls + 1):
+        lab = make_lab(TINY, f"crash{call}", max_latency_ms=3.5)
+        first, second = lab.executor(crash_at=call), lab.executor()
+        with pytest.raises(CrashError):
+            lab.run(first)
+        first.close()
+        lab.prices = LatencyCache(lab.folder / "latency", Target.parse("auto"))
+        assert lab.run(second) == EVERYTHING
+        done = [e for e in lab.store.entries if e.state == "done"]
+        assert lab.store[0].architecture.is_skeleton
+        assert sorted(first.finished + second.finished) == sorted(lab.names("done")) == sorted(whole.names("done"))
+        assert all(e.result["map"] == accuracy(lab.model(e.architecture)) for e in done)
+        assert all(e.attempts[-1] == {"seconds": 10.0, "outcome": "done"} for e in done)
+        started = len(first.trained) + len(second.trained)
+        assert started <= sum(len(e.attempts) for e in done) <= started + 1  # written down, then cut short at the start
+        assert {e.state for e in lab.store.entries} <= {"done", "rejected"}
+
+
+def test_proposals_of_a_killed_search_are_checked_on_resume(make_lab):
+    """Killed between a proposal and its rejection: what is a repeat or forbidden is still not trained."""
+    lab = make_lab(TINY + "forbid: [backbone.P5.block == 'repvit']\n")
+    forbidden = next(a for a in lab.space.enumerate() if lab.space.forbidding_rule(a, 640))
+    store = lab.store
+    for left in (lab.space.baseline, lab.space.baseline, forbidden):
+        store.propose(lab.space, "random", 0, left)
+    assert lab.run(executor := lab.executor()) == EVERYTHING
+    assert [e.reason for e in lab.store.entries[:3]] == [None, "repeat", "forbidden: backbone.P5.block == 'repvit'"]
+    assert sorted(executor.trained) == sorted(lab.all())
+
+
+def test_a_budget_of_time_stops_what_runs_and_a_larger_one_takes_it_up(make_lab):
+    lab = make_lab(TINY, budget="25gpu-s", workers=2)
+    slow = lab.executor(workers=2, seconds=lambda model: 100.0)
+    assert lab.run(slow) == "budget spent"
+    assert slow.finished == []
+    assert slow.running == {}
+    queued = lab.names("queued")
+    stopped = [e for e in lab.store.entries if e.attempts]
+    assert [lab.name(e.architecture) for e in stopped] == slow.trained
+    assert all(e.attempts[-1]["outcome"] == "stopped: budget spent" for e in stopped)
+    spent = Ledger(Budget.parse("25gpu-s"), lab.store).used()
+    assert spent >= 25
+    again = lab.executor(workers=2)
+    assert lab.run(again, budget="1gpu-h") == EVERYTHING
+    assert set(queued) <= set(again.finished)
+    assert sorted(again.finished) == sorted(lab.all())
+    assert Ledger(Budget.parse("1h"), lab.store).device_seconds() > spent + 10 * len(again.finished)
+
+
+def test_time_that_the_budget_took_away_is_no_loss(make_lab):
+    """Stopped twice by the budget and then lost once: still tried again."""
+    lab = make_lab(TINY)
+    for budget in ("20gpu-s", "50gpu-s"):
+        lab.run(lab.executor(seconds=lambda model: 40.0), budget=budget)
+    executor = lab.executor(fate=lambda attempt, count: Lost if not attempt.quiet and count == 1 else None)
+    assert lab.run(executor, budget="1000gpu-s") == EVERYTHING
+    assert set(lab.names("done")) == lab.all()
+
+
+@pytest.mark.parametrize("budget", ["105gpu-s", "105s"])
+def test_no_trial_starts_that_does_not_fit(make_lab, budget):
+    lab = make_lab(budget=budget)
+    executor = lab.executor()
+    assert lab.run(executor) == "budget spent"
+    assert len(executor.finished) == len(executor.trained) > 5
+    assert 105 - 12 < Ledger(Budget.parse(budget), lab.store).used() <= 105
+
+
+def test_a_heartbeat_writes_down_what_was_used(make_lab):
+    """kill -9 takes no leave: what a long training has used stands in the store before it ends."""
+    lab = make_lab(TINY, budget="10h")
+    seen = []
+
+    def watch(study):
+        store = Store(lab.folder, create=False)
+        seen.append((store.seconds("wall"), store[0].seconds if len(store) else 0.0, len(executor.finished)))
+
+    executor = lab.executor(seconds=lambda model: 1000.0)
+    lab.run(executor, watch, budget="1trials")
+    under_way = [(wall, device) for wall, device, finished in seen if not finished]
+    assert max(under_way) == (pytest.approx(500, rel=0.01), pytest.approx(500, rel=0.01))
+
+
+def test_a_lower_limit_holds_for_what_still_waits(make_lab):
+    lab = make_lab(max_latency_ms=4.0, workers=3, budget="30gpu-s")
+    lab.run(lab.executor(workers=3, seconds=lambda model: 100.0))
+    over = [e for e in lab.store.entries if e.state == "queued" and not e.architecture.is_skeleton and e.price["ms"] > 2.0]
+    assert over
+    again = lab.executor(workers=3)
+    assert lab.run(again, max_latency_ms=2.0, budget="1gpu-h") == EVERYTHING
+    assert sorted(again.trained) == sorted(lab.all(2.0))
+    assert all(lab.store[e.number].reason == "over-latency" for e in over)
+
+
+def test_a_higher_limit_lets_in_what_was_over_it(make_lab):
+    lab = make_lab(max_latency_ms=2.0)
+    lab.run(first := lab.executor())
+    again = lab.executor()
+    assert lab.run(again, max_latency_ms=3.0) == EVERYTHING
+    assert sorted(first.trained + again.trained) == sorted(lab.all(3.0))
+
+
+@pytest.mark.parametrize("limit", [3.0, None])
+def test_the_report_of_a_run(make_lab, limit):
+    lab = make_lab(max_latency_ms=limit, budget="8trials")
+    lab.run(lab.executor(fate=lambda attempt, count: Failed if attempt.key.startswith("trial2-") else None))
+    config, entries, records = RunConfig(**lab.config), lab.store.entries, lab.records()
+    summary = summary_of(
+        "run",
+        config,
+        "nas search",
+        ["a", "b", "c"],
+        lab.space.skeleton,
+        entries,
+        device_seconds=80.0,
+        wall_seconds=100.0,
+        stopped_because="budget spent",
+    )
+    assert summary.counts["done"] == 8
+    write_report(lab.folder, records, summary, lab.space, entries, NC)
+    for name in ("trials.csv", "front.csv", "front.json", "pareto.png", "pareto.html", "winner.yaml"):
+        assert (lab.folder / name).stat().st_size > 100
+    assert len((lab.folder / "trials.csv").read_text().splitlines()) == 1 + len(entries)
+    winner = winner_of(records, limit)
+    assert winner == picks_of(front_of(records))["best" if limit else "knee"]
+    text = (lab.folder / "winner.yaml").read_text()
+    assert text.startswith(f"# {winner.id}: trial {winner.trial} of run run")
+    expected = lab.model(entries[winner.trial].architecture)
+    assert json.dumps(yaml.safe_load(text)) == json.dumps(expected)
