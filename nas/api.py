@@ -280,7 +280,8 @@ def _jobs(config: RunConfig) -> Any:
 
 def _executor(config: RunConfig, folder: Path) -> Executor:
     environments = worker_environment(config.workers, config.device)
-    lane = worker_environment(1, config.device, threads=Target.parse(config.target).threads)[0]
+    target = Target.parse(config.target)
+    lane = worker_environment(1, target.device, threads=target.threads)[0]
     if config.executor == "ray":
         from nas.execution.ray import RayExecutor  # noqa: PLC0415  (ray is heavy)
 

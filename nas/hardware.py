@@ -15,22 +15,51 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@lru_cache(maxsize=1)
 def cuda_devices() -> int:
-    """Number of NVIDIA GPUs, as the driver's own tool counts them; 0 without it."""
+    """Number of NVIDIA GPUs that this process may use."""
+    return len(gpus())
+
+
+def gpus() -> dict[str, str]:
+    """The NVIDIA GPUs that this process may use: what CUDA_VISIBLE_DEVICES calls them -> their model.
+
+    A batch system or the user may have set that variable: then only what it names counts.
+    """
+    found = _listed_gpus()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return {str(index): _model(line) for index, line in enumerate(found)}
+    usable: dict[str, str] = {}
+    for name in map(str.strip, chosen.split(",")):
+        known = int(name) < len(found) if name.isdecimal() else bool(found) and name.startswith(("GPU-", "MIG-"))
+        if not known:
+            break  # CUDA ignores it and all after it
+        line = found[int(name)] if name.isdecimal() else next((line for line in found if name in line), name)
+        usable[name] = _model(line)
+    return usable
+
+
+@lru_cache(maxsize=1)
+def _listed_gpus() -> tuple[str, ...]:
+    """A line for each NVIDIA GPU of this host, as the driver's own tool lists them; none without it."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return 0
+        return ()
     try:
         done = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
+        return ()
+    return tuple(line for line in done.stdout.splitlines() if line.startswith("GPU ")) if done.returncode == 0 else ()
 
 
-def default_workers(gpus: int) -> int:
+def _model(line: str) -> str:
+    """`GPU 0: NVIDIA H100 (UUID: GPU-…)` -> `NVIDIA H100`."""
+    return line.partition(" (UUID")[0].rpartition(": ")[2]
+
+
+def default_workers(devices: int) -> int:
     """One per GPU; without a GPU one per core: two processes of one thread beat one of two threads."""
-    return gpus or cores()
+    return devices or cores()
 
 
 def threads_per_worker(workers: int, device: str) -> int:
@@ -40,7 +69,7 @@ def threads_per_worker(workers: int, device: str) -> int:
 
 def worker_environment(workers: int, device: str, threads: int | None = None) -> list[dict[str, str]]:
     """Environment variables of each of `workers` processes: threads, GPUs in turn, and a quiet, offline Ultralytics."""
-    gpus = max(1, cuda_devices())
+    masks = (list(gpus()) if device == "cuda" else []) or [""]
     threads = threads if threads is not None else threads_per_worker(workers, device)
     common = {
         "OMP_NUM_THREADS": str(threads),
@@ -51,5 +80,4 @@ def worker_environment(workers: int, device: str, threads: int | None = None) ->
         "YOLO_AUTOINSTALL": "False",
         "YOLO_VERBOSE": "False",
     }
-    visible = [{"CUDA_VISIBLE_DEVICES": str(index % gpus) if device == "cuda" else ""} for index in range(workers)]
-    return [common | mask for mask in visible]
+    return [common | {"CUDA_VISIBLE_DEVICES": masks[index % len(masks)]} for index in range(workers)]

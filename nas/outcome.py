@@ -19,14 +19,12 @@ from nas.space.skeleton import Skeleton
 
 
 def records_of(entries: Sequence[Entry], skeleton: Skeleton, max_latency_ms: float | None) -> list[Record]:
-    """One record per trial; a trial that was never written down completely is left out."""
-    return [_record(entry, skeleton, max_latency_ms) for entry in entries if entry.architecture is not None]
+    """One record per trial."""
+    return [_record(entry, skeleton, max_latency_ms) for entry in entries]
 
 
 def _record(entry: Entry, skeleton: Skeleton, max_latency_ms: float | None) -> Record:
     architecture, price, result = entry.architecture, entry.price or {}, entry.result or {}
-    if architecture is None:
-        raise ValueError(f"trial {entry.number} has no architecture")
     latency = price.get("ms")
     return Record(
         trial=entry.number,
@@ -106,7 +104,4 @@ def write_tables(folder: Path, records: Sequence[Record], summary: RunSummary) -
 
 def architecture_of(entries: Sequence[Entry], record: Record) -> Architecture:
     """The architecture of a record."""
-    found = next(entry.architecture for entry in entries if entry.number == record.trial)
-    if found is None:
-        raise ValueError(f"trial {record.trial} has no architecture")
-    return found
+    return next(entry.architecture for entry in entries if entry.number == record.trial)

@@ -98,13 +98,11 @@ class Study:
         """
         self._ledger.begin()
         try:
-            unpriced = self._resume()
+            self._resume()
             self._probe()
             self._phase = "explore"
             if len(self._store) == 0:
                 self._propose(self._space.baseline)
-            for number in unpriced:
-                self._consider(self._store[number])
             while self._step():
                 self._watch(self._status())
         finally:
@@ -116,8 +114,8 @@ class Study:
             return self._stopping
         return "every architecture of the space was tried" if self._exhausted else "budget spent"
 
-    def _resume(self) -> list[int]:
-        """Take up an earlier session: queued and running trials wait again; proposals without a price are returned.
+    def _resume(self) -> None:
+        """Take up an earlier session: queued and running trials wait again.
 
         The limit may have changed since: what waits over a lower one is rejected, and what was rejected over the old one
         may be proposed again under a higher one.
@@ -129,14 +127,13 @@ class Study:
                 self._queue.append(entry.number)
         entries = self._store.entries
         let_in = {e.number for e in entries if e.reason == "over-latency" and not self._too_slow(e)}
-        seen = [e for e in entries if e.number not in let_in and e.reason != "repeat" and e.state != "proposed"]
-        self._seen = {e.architecture.id for e in seen if e.architecture}
-        return [e.number for e in entries if e.state == "proposed"]
+        self._seen = {e.architecture.id for e in entries if e.number not in let_in and e.reason != "repeat"}
 
     def _too_slow(self, entry: Entry) -> bool:
         """Whether a priced trial is over the limit and not the baseline, which is trained in any case."""
-        limit, baseline = self._config.max_latency_ms, entry.architecture is not None and entry.architecture.is_skeleton
-        return limit is not None and entry.price is not None and entry.price["ms"] > limit and not baseline
+        limit = self._config.max_latency_ms
+        over = limit is not None and entry.price is not None and entry.price["ms"] > limit
+        return over and not entry.architecture.is_skeleton
 
     def _step(self) -> bool:
         """One round: start what can start, wait for events, take them in. False when all is done."""
@@ -225,19 +222,18 @@ class Study:
         return Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
 
     def _propose(self, fixed: Architecture | None = None) -> None:
-        """Ask for one architecture; where the sampler finds nothing new, look for one ourselves."""
+        """Ask for one architecture and have it priced; a repeat or a forbidden one is rejected at once.
+
+        Where the sampler finds nothing new, look for one ourselves.
+        """
         number = len(self._store)
         if fixed is None and self._misses >= MISSES:
             fixed = self._unseen(random.Random(derive(self._config.seed, number, "fallback")))
             if fixed is None:
                 self._exhausted = True
                 return
-        self._consider(self._store.propose(self._space, self._config.sampler, self._config.seed, fixed))
-
-    def _consider(self, entry: Entry) -> None:
-        """Have a proposal measured; a repeat or a forbidden one is rejected at once."""
-        number, architecture = entry.number, entry.architecture
-        if architecture is None or architecture.id in self._seen:
+        architecture = self._store.propose(self._space, self._config.sampler, self._config.seed, fixed).architecture
+        if architecture.id in self._seen:
             self._reject(number, "repeat")
             return
         self._seen.add(architecture.id)
@@ -249,7 +245,7 @@ class Study:
 
     def _unseen(self, rng: random.Random) -> Architecture | None:
         """An architecture that was never proposed: near a feasible one if possible, else anywhere; None if all are."""
-        feasible = [e.architecture for e in self._store.entries if e.state in {"done", "queued", "running"} and e.architecture]
+        feasible = [e.architecture for e in self._store.entries if e.state in {"done", "queued", "running"}]
         if feasible:
             near = [a for a in self._space.neighbours(rng.choice(feasible)) if a.id not in self._seen]
             near = [a for a in near if self._space.forbidding_rule(a, self._config.imgsz) is None]
@@ -266,7 +262,7 @@ class Study:
         return None
 
     def _price(self, number: int) -> None:
-        """Have a proposal measured, unless somebody asked to stop: it then stays a proposal."""
+        """Have a proposal measured, unless somebody asked to stop: a resumed search then draws it again."""
         if self._stopping:
             return
         model = self._model(self._architecture(number))
@@ -345,9 +341,9 @@ class Study:
             self._store.charge(number, event.seconds, "done")
             self._store.finish(number, event.data)
             log.info("trial %d done: mAP50-95 %.4f in %.1f s", number, event.data["map"], event.seconds)
+            self._stop_if_nothing_is_learned()
         elif isinstance(event, Lost) and self._losses(number) + 1 < MAX_ATTEMPTS:
             self._store.charge(number, event.seconds, "lost")
-            self._store.requeue(number)
             self._queue.appendleft(number)
             log.warning("trial %d lost (%s): tried again", number, event.reason)
         else:
@@ -374,20 +370,22 @@ class Study:
         if len(ended) == SAME_FAILURES and all(e.reason == reason for e in ended):
             raise StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", f"see {self._folder / 'trials'}")
 
+    def _stop_if_nothing_is_learned(self) -> None:
+        done = [e for e in self._store.entries if e.state == "done"]
+        if len(done) == SAME_FAILURES and not any(e.result and e.result["map"] for e in done):
+            hint = "train longer or larger: raise --epochs or --imgsz; check that the labels belong to the images"
+            raise StoppedError(f"the first {SAME_FAILURES} trials all have mAP 0: nothing can be ranked", hint)
+
     def _stop_running(self) -> None:
         """The budget is used up: what still runs ends now and stays queued, so that a larger budget can take it up."""
         for key, number in list(self._running.items()):
             self._store.charge(number, self._executor.stop(key), "stopped: budget spent")
-            self._store.requeue(number)
             del self._running[key]
             self._began.pop(number, None)
             self._epochs.pop(number, None)
 
     def _architecture(self, number: int) -> Architecture:
-        architecture = self._store[number].architecture
-        if architecture is None:
-            raise ValueError(f"trial {number} has no architecture")
-        return architecture
+        return self._store[number].architecture
 
     def _status(self) -> Status:
         done = [e for e in self._store.entries if e.state == "done" and e.result and e.price]
@@ -401,7 +399,7 @@ class Study:
             budget=self._ledger.budget.text,
             share=min(1.0, self._ledger.used(self._elapsed()) / self._ledger.budget.amount),
             wall_seconds=self._ledger.wall_seconds,
-            baseline=_point(next((e for e in done if e.architecture and e.architecture.is_skeleton), None)),
+            baseline=_point(next((e for e in done if e.architecture.is_skeleton), None)),
             best=_point(best),
         )
 

@@ -44,12 +44,12 @@ class InstantExecutor:
         score = derive(attempt.seed, 0, "bench") / 2**31
         self._events.append(Result(attempt.key, {"map": score, "map50": score}, 1.0))
 
-    def poll(self, timeout: float) -> list[Event]:
+    def poll(self, _timeout: float) -> list[Event]:
         events = list(self._events)
         self._events.clear()
         return events
 
-    def stop(self, key: str) -> float:
+    def stop(self, _key: str) -> float:
         return 0.0
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ def engine(space: SearchSpace, sampler: str, trials: int) -> float:
             Ledger(Budget.parse(config.budget), store),
             lambda model: TrainJob(model, "", "", 640, 5, 8, 0.004, 0.2, 0, "cpu", 1),
             Path(folder),
-            watch=lambda status: None,
+            watch=lambda _: None,
             record=lambda: None,
         )
         began = time.process_time()

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pytest
 import sqlalchemy
 import yaml
@@ -26,7 +27,7 @@ from nas.latency.target import Target
 from nas.outcome import records_of, summary_of, winner_of, write_report
 from nas.review.table import front_of, picks_of
 from nas.runs.ledger import Ledger
-from nas.runs.store import LIMIT, Store
+from nas.runs.store import LIMIT, RUNG, Store
 from nas.space.architecture import model_yaml
 from nas.space.reader import read_space
 from nas.study import MAX_ATTEMPTS, SAME_FAILURES, Study
@@ -84,6 +85,7 @@ class FakeExecutor:
     workers: int = 1
     seconds: Callable[[dict], float] = lambda model: 10.0
     fate: Callable[[Attempt, int], type[Failed] | type[Lost] | str | None] = lambda attempt, count: None
+    score: Callable[[dict], float] = accuracy
     crash_at: int | None = None
     calls: int = 0
     priced: list[str] = field(default_factory=list)
@@ -148,7 +150,7 @@ class FakeExecutor:
             ms = latency(model)
             return Result(attempt.key, {"ms": ms, "p90": ms, "spread": 0.01, "runs": 9, "params": 5, "gmacs": 1.0}, seconds)
         self.finished.append(name_of(model))
-        return Result(attempt.key, {"map": accuracy(model), "map50": 0.5, "pid": 1}, seconds)
+        return Result(attempt.key, {"map": self.score(model), "map50": 0.5, "pid": 1}, seconds)
 
     def _call(self) -> None:
         self.calls += 1
@@ -282,7 +284,7 @@ def test_the_whole_space_is_tried_within_its_rules(make_lab, workers):
     assert (records[0].baseline, records[0].feasible, records[0].state) == (True, False, "done")
     assert 0 not in [r.trial for r in front_of(records)]
     assert winner_of(records, 3.0).map == max(r.map for r in records if r.state == "done" and r.feasible)
-    trials = lab.store._study.trials
+    trials = optuna.load_study(study_name=RUNG, storage=f"sqlite:///{lab.folder / 'study.db'}").trials
     assert trials[0].constraints == {LIMIT: pytest.approx(0.84)}
     assert all(t.constraints[LIMIT] <= 0 for t in trials[1:] if t.values)
 
@@ -442,16 +444,12 @@ def test_a_crash_at_any_call_loses_and_doubles_nothing(make_lab):
         assert {e.state for e in lab.store.entries} <= {"done", "rejected"}
 
 
-def test_proposals_of_a_killed_search_are_checked_on_resume(make_lab):
-    """Killed between a proposal and its rejection: what is a repeat or forbidden is still not trained."""
-    lab = make_lab(TINY + "forbid: [backbone.P5.block == 'repvit']\n")
-    forbidden = next(a for a in lab.space.enumerate() if lab.space.forbidding_rule(a, 640))
-    store = lab.store
-    for left in (lab.space.baseline, lab.space.baseline, forbidden):
-        store.propose(lab.space, "random", 0, left)
-    assert lab.run(executor := lab.executor()) == EVERYTHING
-    assert [e.reason for e in lab.store.entries[:3]] == [None, "repeat", "forbidden: backbone.P5.block == 'repvit'"]
-    assert sorted(executor.trained) == sorted(lab.all())
+def test_eight_trials_without_any_detection_stop_the_search(make_lab):
+    lab = make_lab(SPACE)
+    with pytest.raises(StoppedError, match="first 8 trials all have mAP 0") as error:
+        lab.run(lab.executor(score=lambda model: 0.0))
+    assert "--epochs" in error.value.hint
+    assert len(lab.names("done")) == 8
 
 
 def test_a_budget_of_time_stops_what_runs_and_a_larger_one_takes_it_up(make_lab):

@@ -64,8 +64,9 @@ class LocalExecutor:
             self._inbox, self._environments[index], self._logs / f"worker{index}.log"
         )
         self._workers[index] = worker
-        worker.send(attempt)
         with self._pausing:
+            worker.resume()  # who stands still does not read, and a large attempt would never be sent
+            worker.send(attempt)
             if self.quiet:
                 worker.pause()
 
@@ -95,6 +96,7 @@ class LocalExecutor:
                 worker.kill()
         self._workers = [None] * len(self._workers)
         self._lane = None
+        self._set_quiet(False)
 
     def _take(self, worker: WorkerProcess, message: Mapping[str, object]) -> Event | None:
         if worker.stopped:
@@ -102,6 +104,9 @@ class LocalExecutor:
         event = worker.event(message)
         if message["event"] == "ready":
             self._stillborn = 0
+            with self._pausing:
+                if self.quiet and worker is not self._lane:
+                    worker.pause()
         if message["event"] == "end":
             self._stillborn += not worker.ready
             self._forget(worker)

@@ -41,7 +41,7 @@ class WorkerProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "nas.execution.worker"],
+                [sys.executable, "-P", "-m", "nas.execution.worker"],  # -P: no modules from the present folder
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -68,7 +68,8 @@ class WorkerProcess:
         return time.monotonic() - self.began if self.began else 0.0
 
     def pause(self) -> None:
-        if self._process.poll() is None:
+        """Make it stand still, once it is ready: only then does it end with this process even so."""
+        if self.ready and self._process.poll() is None:
             self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -78,10 +79,13 @@ class WorkerProcess:
     def kill(self) -> None:
         """End the process and whatever it started, and wait for it."""
         self.stopped = True
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._kill_group()
         self._process.wait()
         self._thread.join()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def event(self, message: Mapping[str, Any]) -> Event | None:
         """A message as an executor's event; keeps `ready` and `attempt` up to date."""
@@ -112,9 +116,15 @@ class WorkerProcess:
 
     def _read(self, inbox: Inbox) -> None:
         for line in self._process.stdout:  # type: ignore[union-attr]
-            message = json.loads(line)
-            if message["event"] == "quiet" and self._on_quiet:
-                self._on_quiet()
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue  # torn by the worker's death, or printed by a sitecustomize before the worker began
+            if message["event"] == "quiet":
+                if self._on_quiet:
+                    self._on_quiet()
                 self._write({"go": True})
             inbox.put((self, message))
+        self._process.wait()
+        self._kill_group()  # whatever its attempts had started
         inbox.put((self, {"event": "end"}))

@@ -5,6 +5,7 @@ Latency is still measured by this host's own lane; while it times, the actors of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -13,35 +14,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nas.errors import UnreachableError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
-from nas.execution.local import LocalExecutor
+from nas.execution.local import MAX_STILLBORN, LocalExecutor
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 POLL_SECONDS = 0.2
 
 
 @ray.remote(max_concurrency=2)
 class _Actor:
-    """A worker: `run` in one thread, `drain` answers from another."""
+    """A worker: `run` in one thread, `news` in another."""
 
     def __init__(self) -> None:
-        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        from nas.execution.worker import run_attempt  # noqa: PLC0415  (in the actor's process)
+
+        self._run_attempt = run_attempt
+        self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def where(self) -> tuple[int, str]:
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def run(self, attempt: dict[str, Any]) -> None:
-        from nas.execution.worker import run_attempt  # noqa: PLC0415  (in the actor's process)
+        self._run_attempt(attempt, self._messages.put, lambda: None)
 
-        run_attempt(attempt, self._events.put, lambda: None)
-
-    def drain(self) -> list[dict[str, Any]]:
-        return [self._events.get_nowait() for _ in range(self._events.qsize())]
+    def news(self) -> list[dict[str, Any]]:
+        """The messages since the last call; waits for the first."""
+        return [self._messages.get(), *(self._messages.get_nowait() for _ in range(self._messages.qsize()))]
 
 
 class _Slot:
@@ -52,8 +56,29 @@ class _Slot:
         self.where = handle.where.remote()
         self.pid: int | None = None
         self.attempt: Attempt | None = None
-        self.call: Any = None
+        self.run: Any = None
+        self.news: Any = None
         self.began = 0.0
+
+    @property
+    def pending(self) -> list[Any]:
+        """What the driver may wait for."""
+        return [call for call in (None if self.pid else self.where, self.run, self.news) if call is not None]
+
+    @property
+    def seconds(self) -> float:
+        """How long the present attempt has run."""
+        return time.monotonic() - self.began if self.began else 0.0
+
+    def signal(self, number: int) -> None:
+        """Send a signal to an actor of this host."""
+        if self.pid and self.pid > 0:
+            with contextlib.suppress(ProcessLookupError):  # it has just died: the next poll reports that
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGCONT)  # who stands still would not hear it
+        ray.kill(self.handle)
 
 
 class RayExecutor:
@@ -75,8 +100,9 @@ class RayExecutor:
     ) -> None:
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
+            cluster = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(1, int(len(environments) * cores))}
             ray.init(
-                num_cpus=max(1, int(len(environments) * cores)),
+                **cluster,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -85,6 +111,7 @@ class RayExecutor:
         self._environments, self._resources = environments, {"num_cpus": cores, "num_gpus": gpus}
         self._slots = [self._new_slot(index) for index in range(len(environments))]
         self._lane = LocalExecutor((), lane_environment, logs, on_quiet=self._set_quiet)
+        self._stillborn = 0
 
     @property
     def free(self) -> int:
@@ -104,7 +131,7 @@ class RayExecutor:
         slot.attempt = attempt
         slot.began = time.monotonic() if slot.pid else 0.0
         data = {"key": attempt.key, "kind": attempt.kind, "payload": dict(attempt.payload), "seed": attempt.seed}
-        slot.call = slot.handle.run.remote(data)
+        slot.run, slot.news = slot.handle.run.remote(data), slot.handle.news.remote()
 
     def poll(self, timeout: float) -> list[Event]:
         deadline = time.monotonic() + timeout
@@ -115,17 +142,16 @@ class RayExecutor:
             left = deadline - time.monotonic()
             if events or left <= 0:
                 return events
-            calls = [s.call for s in self._slots if s.call is not None] + [s.where for s in self._slots if s.pid is None]
-            if calls:
-                ray.wait(calls, timeout=min(left, POLL_SECONDS))
+            if pending := [call for slot in self._slots for call in slot.pending]:
+                ray.wait(pending, timeout=min(left, POLL_SECONDS))
             else:
                 time.sleep(min(left, POLL_SECONDS))
 
     def stop(self, key: str) -> float:
         for index, slot in enumerate(self._slots):
             if slot.attempt and slot.attempt.key == key:
-                seconds = time.monotonic() - slot.began if slot.began else 0.0
-                ray.kill(slot.handle)
+                seconds = slot.seconds
+                slot.kill()
                 self._slots[index] = self._new_slot(index)
                 return seconds
         return self._lane.stop(key)
@@ -133,7 +159,7 @@ class RayExecutor:
     def close(self) -> None:
         self._lane.close()
         for slot in self._slots:
-            ray.kill(slot.handle)
+            slot.kill()
         self._slots = []
         if self._owns_ray:
             ray.shutdown()
@@ -147,41 +173,55 @@ class RayExecutor:
     def _events_of(self, index: int, slot: _Slot) -> list[Event]:
         try:
             if slot.pid is None:
-                if not ray.wait([slot.where], timeout=0)[0]:
+                if not _done(slot.where):
                     return []
                 pid, node = ray.get(slot.where)
                 slot.pid = pid if node == self._node else -1
                 slot.began = time.monotonic() if slot.attempt else 0.0
+                self._stillborn = 0
+                if self._lane.quiet:
+                    slot.signal(signal.SIGSTOP)
             if slot.attempt is None:
                 return []
-            finished = bool(ray.wait([slot.call], timeout=0)[0])
-            if finished:
-                ray.get(slot.call)
-            messages = ray.get(slot.handle.drain.remote(), timeout=10) if finished or not self._lane.quiet else []
-        except RayActorError:
-            lost = slot.attempt
-            seconds = time.monotonic() - slot.began if slot.began else 0.0
-            self._slots[index] = self._new_slot(index)
-            return [Lost(lost.key, "its Ray actor died", seconds)] if lost else []
-        events = [_as_event(slot.attempt, message) for message in messages]
-        if finished:
-            slot.attempt = slot.call = None
+            if not _done(slot.news):
+                if _done(slot.run):
+                    ray.get(slot.run)  # raises if it ended without a last message
+                return []
+            messages = ray.get(slot.news)
+        except RayError as error:
+            return self._replace(index, slot, error)
+        events = [event for message in messages if (event := _as_event(slot.attempt, message))]
+        if messages[-1]["event"] in {"result", "failed"}:
+            slot.attempt = slot.run = slot.news = None
+        else:
+            slot.news = slot.handle.news.remote()
         return events
+
+    def _replace(self, index: int, slot: _Slot, error: RayError) -> list[Event]:
+        """A new actor for a dead one, unless they die before they are ready, again and again."""
+        self._stillborn += slot.pid is None
+        if self._stillborn >= MAX_STILLBORN:
+            last = str(error).strip().splitlines()[-1]
+            raise UnreachableError(f"{MAX_STILLBORN} Ray actors in a row ended before they were ready", last) from error
+        slot.kill()
+        self._slots[index] = self._new_slot(index)
+        return [Lost(slot.attempt.key, "its Ray actor died", slot.seconds)] if slot.attempt else []
 
     def _set_quiet(self, quiet: bool) -> None:
         """Stop or continue the actors of this host."""
-        number = signal.SIGSTOP if quiet else signal.SIGCONT
         for slot in self._slots:
-            if slot.pid and slot.pid > 0:
-                try:
-                    os.kill(slot.pid, number)
-                except ProcessLookupError:
-                    continue  # it has just died: the next poll reports that
+            slot.signal(signal.SIGSTOP if quiet else signal.SIGCONT)
 
 
-def _as_event(attempt: Attempt, message: Mapping[str, Any]) -> Event:
+def _done(call: Any) -> bool:
+    return bool(ray.wait([call], timeout=0)[0])
+
+
+def _as_event(attempt: Attempt, message: Mapping[str, Any]) -> Event | None:
     if message["event"] == "progress":
         return Progress(attempt.key, message["data"], message["seconds"])
     if message["event"] == "result":
         return Result(attempt.key, message["data"], message["seconds"])
-    return Failed(attempt.key, message["reason"], message["seconds"], message["detail"])
+    if message["event"] == "failed":
+        return Failed(attempt.key, message["reason"], message["seconds"], message["detail"])
+    return None  # it asked for quiet, which only the lane gives

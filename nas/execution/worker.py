@@ -7,10 +7,12 @@ It ends when stdin ends, at once, even in the middle of an attempt: so no worker
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -22,9 +24,15 @@ from nas.errors import NasError
 
 Send = Callable[[dict[str, Any]], None]
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 
 def main() -> None:
     """Serve attempts until stdin ends."""
+    if sys.platform == "linux":
+        # One that stands still while the lane times would not notice that its study was killed. (To the kernel the
+        # parent is the thread that started this process.)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # Libraries print as they like; the protocol gets a stream of its own and file descriptor 1 becomes the log.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
@@ -45,12 +53,15 @@ def main() -> None:
 
 
 def _read(stdin: IO[str], inbox: queue.SimpleQueue[dict[str, Any]], go: threading.Event) -> None:
-    for line in stdin:
-        message = json.loads(line)
-        if message.get("go"):
-            go.set()
-        else:
-            inbox.put(message)
+    try:
+        for line in stdin:
+            message = json.loads(line)
+            if message.get("go"):
+                go.set()
+            else:
+                inbox.put(message)
+    except json.JSONDecodeError:
+        pass  # the study died while it wrote
     os._exit(0)
 
 
@@ -66,16 +77,17 @@ def run_attempt(attempt: Mapping[str, Any], send: Send, wait_for_quiet: Callable
         send({"event": name, "key": attempt["key"], "seconds": time.monotonic() - start, **fields})
 
     def progress(data: Mapping[str, Any]) -> None:
-        if data.get("quiet"):
+        told = _plain(data)
+        if told.get("quiet"):
             event("quiet")
             wait_for_quiet()
         else:
-            event("progress", data=dict(data))
+            event("progress", data=told)
 
     try:
         module, _, function = attempt["kind"].partition(":")
         data = getattr(importlib.import_module(module), function)(attempt["payload"], attempt["seed"], progress)
-        event("result", data=data)
+        event("result", data=_plain(data))
     except NasError as error:
         event("failed", reason=error.message, detail=str(error))
     except MemoryError:
@@ -84,6 +96,17 @@ def run_attempt(attempt: Mapping[str, Any], send: Send, wait_for_quiet: Callable
         # The boundary of an attempt: whatever it raised is its result, told to the study and kept in its post-mortem.
         reason = "out of memory" if type(error).__name__ == "OutOfMemoryError" else f"{type(error).__name__}: {error}"
         event("failed", reason=reason.splitlines()[0][:300], detail=_last_lines())
+
+
+def _plain(data: Any) -> dict[str, Any]:
+    """What an attempt tells, as JSON carries it: the same whichever way it travels. Raises TypeError for anything else."""
+    if not isinstance(data, Mapping):
+        raise TypeError(f"an attempt tells a mapping, not {type(data).__name__}")
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(data), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"an attempt tells plain JSON: {error}") from error
+    return plain
 
 
 def _last_lines() -> str:

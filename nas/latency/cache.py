@@ -35,8 +35,8 @@ class LatencyCache:
         stamp = json.dumps([VERSION, target.stamp()], sort_keys=True)
         self.path = folder / f"{target.kind.replace(':', '-')}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.jsonl"
         self._known: dict[str, dict[str, Any]] = {}
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(OSError):
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
                     self._known[entry["key"]] = entry["price"]
@@ -54,7 +54,8 @@ class LatencyCache:
             with contextlib.suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "price": price}) + "\n")
+                    # The first line end closes a line that somebody's crash may have torn.
+                    file.write(f"\n{json.dumps({'key': key, 'price': price})}\n")
 
 
 def as_price(latency: Latency, params: int, gmacs: float) -> dict[str, Any]:

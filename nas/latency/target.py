@@ -12,12 +12,14 @@ are left out.
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from nas.errors import InputError, did_you_mean
+from nas.hardware import gpus
 
 # target -> precision and the package that runs it
 _RUNTIMES = {
@@ -44,13 +46,15 @@ class Target:
         if kind not in _RUNTIMES:
             raise InputError(f"unknown target '{kind}'", did_you_mean(kind, _RUNTIMES))
         values: dict[str, int] = {}
+        limits = {"batch": _MAX_BATCH} | ({"threads": _MAX_THREADS} if kind.startswith("cpu:") else {})
         for option in options:
             name, _, number = option.partition("=")
-            limit = {"threads": _MAX_THREADS, "batch": _MAX_BATCH}.get(name)
-            if limit is None:
-                raise InputError(f"target '{text}': unknown option '{name}'", did_you_mean(name, ["threads", "batch"]))
-            if not number.isdigit() or not 1 <= int(number) <= limit:
-                raise InputError(f"target '{text}': {name} is '{number}'", f"give a whole number from 1 to {limit}")
+            if name not in limits:
+                raise InputError(f"target '{text}': unknown option '{name}'", did_you_mean(name, limits))
+            if name in values:
+                raise InputError(f"target '{text}': {name} is given twice", "give it once")
+            if not re.fullmatch("[0-9]{1,9}", number) or not 1 <= int(number) <= limits[name]:
+                raise InputError(f"target '{text}': {name} is '{number}'", f"give a whole number from 1 to {limits[name]}")
             values[name] = int(number)
         return cls(kind, **values)
 
@@ -79,7 +83,8 @@ class Target:
                 versions[package] = version(package)
             except PackageNotFoundError:
                 versions[package] = "missing"
-        return {"target": str(self), "machine": machine_name(), **versions}
+        gpu = {"gpu": next(iter(gpus().values()), "missing")} if self.device == "cuda" else {}
+        return {"target": str(self), "machine": machine_name(), **gpu, **versions}
 
 
 @lru_cache(maxsize=1)

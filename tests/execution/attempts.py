@@ -41,9 +41,11 @@ def tick(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
 
 
 def quiet(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
-    """Ask for quiet, say so in the file `still`, wait for a file `end`."""
+    """Ask for quiet once the files `after` exist, say so in the file `still`, wait for a file `end`."""
     folder = Path(payload["folder"])
     (folder / "pid").write_text(str(os.getpid()))
+    while not all(Path(path).exists() for path in payload.get("after", ())):
+        time.sleep(0.005)
     progress({"quiet": True})
     (folder / "still").touch()
     while not (folder / "end").exists():

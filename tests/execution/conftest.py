@@ -1,86 +1,10 @@
-"""Executors of two workers that can import `attempts.py`, and ways to wait for what they do."""
-
-from __future__ import annotations
-
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from harness import Ticker
 
-from nas.execution.executor import Attempt, Event, Executor, Progress
-
-PATIENCE = 120  # seconds; only ends tests that would hang
-
-
-def wait_until(true: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited in vain: {what}")
-        time.sleep(0.01)
-
-
-def events_of(executor: Executor, *keys: str) -> dict[str, list[Event]]:
-    """All events until each key has ended, by key; nothing else may come."""
-    events: dict[str, list[Event]] = {key: [] for key in keys}
-    deadline = time.monotonic() + PATIENCE
-    while any(not seen or isinstance(seen[-1], Progress) for seen in events.values()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"no end of {keys}: {events}")
-        for event in executor.poll(0.5):
-            events[event.key].append(event)
-    return events
-
-
-def end_of(executor: Executor, attempt: Attempt) -> Event:
-    """Start an attempt and wait for its only event."""
-    executor.start(attempt)
-    (event,) = events_of(executor, attempt.key)[attempt.key]
-    return event
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs or stands still; a dead one that nobody has collected does not count."""
-    try:
-        os.kill(pid, 0)
-        status = Path(f"/proc/{pid}/stat")
-        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-
-
-class Ticker(SimpleNamespace):
-    """An attempt that counts in its folder, seen from outside."""
-
-    folder: Path
-    attempt: Attempt
-
-    @property
-    def count(self) -> int:
-        path = self.folder / "count"
-        return int(path.read_text()) if path.exists() else -1
-
-    @property
-    def pid(self) -> int:
-        return int((self.folder / "pid").read_text())
-
-    def wait(self) -> None:
-        """Until it counts further than now."""
-        before = self.count
-        wait_until(lambda: self.count > before, f"{self.attempt.key} counts")
-
-    def still(self) -> bool:
-        """Whether it does not count during a while."""
-        time.sleep(0.05)
-        before = self.count
-        time.sleep(0.2)
-        return self.count == before
-
-    def end(self) -> None:
-        (self.folder / "end").touch()
+from nas.execution.executor import Attempt
 
 
 @pytest.fixture
@@ -91,6 +15,6 @@ def ticker(tmp_path: Path) -> Callable[..., Ticker]:
         folder = tmp_path / key
         folder.mkdir()
         payload["folder"] = str(folder)
-        return Ticker(folder=folder, attempt=Attempt(key, f"attempts:{function}", payload, quiet=function == "quiet"))
+        return Ticker(folder, Attempt(key, f"attempts:{function}", payload, quiet=function == "quiet"))
 
     return make

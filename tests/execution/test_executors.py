@@ -1,0 +1,234 @@
+"""The contract of executors, kept by each of them."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import WORKER, Ticker, alive, end_of, events_of, wait_until
+
+from nas.execution.executor import Attempt, Executor, Failed, Lost, Progress, Result
+from nas.execution.local import LocalExecutor
+
+Make = Callable[[int], Executor]
+Tickers = Callable[..., Ticker]
+
+
+@pytest.fixture(scope="module", params=["local", "ray"])
+def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
+    """Makes an executor of so many workers; one Ray serves all of them."""
+    logs = tmp_path_factory.mktemp("logs")
+    if request.param == "local":
+        yield lambda workers: LocalExecutor([WORKER] * workers, WORKER, logs)
+        return
+    from nas.execution.ray import RayExecutor, ray
+
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield lambda workers: RayExecutor([WORKER] * workers, WORKER, logs)
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def shared(make: Make) -> Iterator[Executor]:
+    executor = make(2)
+    yield executor
+    executor.close()
+
+
+@pytest.fixture
+def executor(shared: Executor) -> Iterator[Executor]:
+    """Two workers that are free before and after each test."""
+    yield shared
+    assert (shared.free, shared.lane_free) == (2, True)
+    assert shared.poll(0) == []
+
+
+def quiet_begins(executor: Executor, attempt: Attempt, folder: Path) -> None:
+    """Start a quiet attempt and wait until it times."""
+    executor.start(attempt)
+    assert not executor.lane_free
+
+    def still() -> bool:
+        assert executor.poll(0.02) == []
+        return (folder / "still").exists()
+
+    wait_until(still, "quiet")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_an_attempt_reports_and_ends_once(executor: Executor, quiet: bool) -> None:
+    began = time.monotonic()
+    executor.start(Attempt("a", "attempts:echo", {"steps": 3, "seconds": 0.2}, seed=7, quiet=quiet))
+    *reports, result = events_of(executor, "a")["a"]
+    assert [(type(e), e.data) for e in reports] == [(Progress, {"step": i, "of": [3]}) for i in range(3)]
+    assert isinstance(result, Result) and result.data["seed"] == 7
+    assert result.data["payload"] == {"steps": 3, "seconds": 0.2}
+    assert 0 <= reports[0].seconds <= reports[-1].seconds <= result.seconds
+    assert 0.2 <= result.seconds <= time.monotonic() - began
+    assert executor.poll(0.1) == []
+
+
+def test_so_many_at_once(executor: Executor, ticker: Tickers) -> None:
+    tickers = [ticker("one"), ticker("two")]
+    for left, each in zip((1, 0), tickers, strict=True):
+        executor.start(each.attempt)
+        assert executor.free == left
+    for each in tickers:
+        each.wait()
+    with pytest.raises(RuntimeError, match="free"):
+        executor.start(Attempt("three", "attempts:echo"))
+    tickers[0].end()
+    events_of(executor, "one")
+    tickers[1].wait()
+    assert isinstance(end_of(executor, Attempt("three", "attempts:echo")), Result)
+    tickers[1].end()
+    assert isinstance(events_of(executor, "two")["two"][0], Result)
+
+
+def test_a_worker_stays_warm(executor: Executor) -> None:
+    seen = [end_of(executor, Attempt(str(i), "attempts:echo")).data for i in range(4)]
+    assert len({(data["pid"], data["loaded"]) for data in seen}) <= 2
+    lane = [end_of(executor, Attempt(str(i), "attempts:echo", quiet=True)).data for i in range(2)]
+    assert lane[0] == lane[1] and lane[0]["pid"] not in {data["pid"] for data in seen}
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "reason", "detail"),
+    [
+        ("attempts:fail", {"how": "input"}, "the data is gone", "bring it back"),
+        ("attempts:fail", {"how": "memory"}, "out of memory", "MemoryError"),
+        ("attempts:fail", {"how": "long"}, "ValueError: first line", "second line"),
+        ("attempts:fail", {"how": "bare"}, "ValueError: ", "in fail"),
+        ("attempts:gone", {}, "AttributeError: module 'attempts' has no attribute 'gone'", "Traceback"),
+        ("no_such_module:f", {}, "ModuleNotFoundError: No module named 'no_such_module'", "Traceback"),
+        *(
+            ("attempts:tell", {"what": what, "as": way}, f"TypeError: an attempt tells {message}", "Traceback")
+            for way in ("result", "progress")
+            for what, message in {
+                "nan": "plain JSON: Out of range float values are not JSON compliant",
+                "object": "plain JSON: Object of type object is not JSON serializable",
+                "nothing": "a mapping, not NoneType",
+                "text": "a mapping, not str",
+            }.items()
+        ),
+    ],
+)
+def test_what_an_attempt_raises_is_its_end(executor: Executor, kind: str, payload: dict, reason: str, detail: str) -> None:
+    event = end_of(executor, Attempt("a", kind, payload))
+    assert isinstance(event, Failed) and event.seconds >= 0
+    assert event.reason.startswith(reason) and "\n" not in event.reason
+    assert detail in event.detail
+
+
+def test_an_attempt_may_print_and_may_ask_for_quiet_without_a_lane(executor: Executor, ticker: Tickers) -> None:
+    assert end_of(executor, Attempt("a", "attempts:shout")).data == {"quiet": False}
+    asks = ticker("asks", "quiet")
+    asks.end()
+    assert end_of(executor, Attempt("b", "attempts:quiet", asks.attempt.payload)).data == {}
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_any_text_of_any_size(executor: Executor, quiet: bool) -> None:
+    payload = {"text": "größer → 模型 \U0001f600 \ud800 \x00\n\u2028", "large": "ä" * 1_000_000, "deep": [[{"": None}]]}
+    assert end_of(executor, Attempt("schlüssel\n", "attempts:echo", payload, quiet=quiet)).data["payload"] == payload
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_killed_worker_loses_its_attempt_alone(executor: Executor, ticker: Tickers, quiet: bool) -> None:
+    victim, other = ticker("victim", "quiet" if quiet else "tick"), ticker("other")
+    executor.start(other.attempt)
+    other.wait()
+    if quiet:
+        quiet_begins(executor, victim.attempt, victim.folder)
+        assert other.still()
+    else:
+        executor.start(victim.attempt)
+        victim.wait()
+    os.kill(victim.pid, signal.SIGKILL)
+    (lost,) = events_of(executor, "victim")["victim"]
+    assert isinstance(lost, Lost) and lost.reason and lost.seconds > 0
+    other.wait()
+    again = end_of(executor, Attempt("again", "attempts:echo", quiet=quiet))
+    assert isinstance(again, Result) and again.data["pid"] != victim.pid
+    other.end()
+    assert isinstance(events_of(executor, "other")["other"][0], Result)
+
+
+def test_an_attempt_that_leaves_loses_its_worker(executor: Executor) -> None:
+    assert isinstance(end_of(executor, Attempt("a", "attempts:fail", {"how": "exit"})), Lost)
+    assert isinstance(end_of(executor, Attempt("b", "attempts:echo")), Result)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_stop(executor: Executor, ticker: Tickers, quiet: bool) -> None:
+    stopped, other = ticker("stopped", "quiet" if quiet else "tick"), ticker("other")
+    executor.start(other.attempt)
+    other.wait()
+    if quiet:
+        quiet_begins(executor, stopped.attempt, stopped.folder)
+    else:
+        executor.start(stopped.attempt)
+        stopped.wait()
+        executor.poll(0)
+    pid = stopped.pid
+    assert executor.stop("unknown") == 0
+    assert 0 < executor.stop("stopped") < time.monotonic()
+    assert executor.stop("stopped") == 0
+    assert (executor.free, executor.lane_free) == (1, True)
+    wait_until(lambda: not alive(pid), "the stopped worker ends")
+    other.wait()
+    assert executor.poll(0.1) == []
+    assert isinstance(end_of(executor, Attempt("stopped", "attempts:echo", quiet=quiet)), Result)
+    other.end()
+    events_of(executor, "other")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_workers_stand_still_while_the_lane_times(executor: Executor, ticker: Tickers, fails: bool) -> None:
+    running, lane = ticker("running"), ticker("lane", "quiet", fails=fails)
+    executor.start(running.attempt)
+    running.wait()
+    quiet_begins(executor, lane.attempt, lane.folder)
+    with pytest.raises(RuntimeError, match="lane"):
+        executor.start(Attempt("second", "attempts:echo", quiet=True))
+    assert running.still()
+    # what starts now waits too, however much it has to carry
+    executor.start(Attempt("late", "attempts:echo", {"text": "x" * 1_000_000}))
+    assert executor.poll(0.3) == []
+    lane.end()
+    events = events_of(executor, "lane", "late")
+    assert isinstance(events["lane"][0], Failed if fails else Result)
+    assert isinstance(events["late"][0], Result)
+    running.wait()
+    running.end()
+    events_of(executor, "running")
+
+
+def test_one_that_stands_still_can_be_stopped_or_lost(executor: Executor, ticker: Tickers) -> None:
+    stopped, killed, lane = ticker("stopped"), ticker("killed"), ticker("lane", "quiet")
+    for each in (stopped, killed):
+        executor.start(each.attempt)
+        each.wait()
+    quiet_begins(executor, lane.attempt, lane.folder)
+    pids = stopped.pid, killed.pid
+    assert executor.stop("stopped") > 0
+    os.kill(killed.pid, signal.SIGKILL)
+    assert isinstance(events_of(executor, "killed")["killed"][0], Lost)
+    wait_until(lambda: not any(map(alive, pids)), "both end")
+    lane.end()
+    assert isinstance(events_of(executor, "lane")["lane"][0], Result)
+
+
+def test_close_in_the_middle_leaves_nothing_behind(make: Make, ticker: Tickers) -> None:
+    executor = make(2)
+    running, lane = ticker("running"), ticker("lane", "quiet")
+    idle = end_of(executor, Attempt("idle", "attempts:echo")).data["pid"]
+    executor.start(running.attempt)
+    running.wait()
+    quiet_begins(executor, lane.attempt, lane.folder)
+    assert running.still()
+    executor.close()
+    wait_until(lambda: not any(map(alive, (idle, running.pid, lane.pid))), "no process is left")
+    executor.close()

@@ -1,0 +1,82 @@
+"""Measuring against a scripted clock: nothing here takes time."""
+
+from collections.abc import Callable
+
+import pytest
+
+from nas.latency import measure as module
+from nas.latency.measure import BLOCKS, MIN_RUNS, WARM_UP_SECONDS, Latency, measure
+
+Measured = Callable[[Callable[[int, int], float]], Latency]
+
+
+class Clock:
+    """Time that passes only in runs and in pauses; `blocks` counts the pauses."""
+
+    def __init__(self) -> None:
+        self.now, self.runs, self.blocks = 100.0, 0, 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.blocks += 1
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module.time, "sleep", clock.sleep)
+    return clock
+
+
+@pytest.fixture
+def measured(clock: Clock) -> Measured:
+    """Measures what takes so many ms in the n-th run (from 0) before or in the n-th block (from 0)."""
+
+    def run_it(milliseconds: Callable[[int, int], float]) -> Latency:
+        def run() -> None:
+            clock.now += milliseconds(clock.runs, clock.blocks) / 1e3
+            clock.runs += 1
+
+        return measure(run, clock)
+
+    return run_it
+
+
+def test_a_steady_model(measured: Measured, clock: Clock) -> None:
+    latency = measured(lambda run, block: 4.0)
+    assert (latency.ms, latency.p90) == pytest.approx((4.0, 4.0))
+    assert latency.spread == pytest.approx(0, abs=1e-9)
+    assert clock.blocks == BLOCKS - 1
+    assert BLOCKS * MIN_RUNS <= latency.runs < clock.runs
+
+
+def test_a_slow_model_is_still_run_often_enough(measured: Measured) -> None:
+    assert measured(lambda run, block: 900.0).runs == BLOCKS * MIN_RUNS
+
+
+@pytest.mark.parametrize("busy", [{0}, {4}, {1, 2, 3, 4}, {0, 1, 2, 3}])
+def test_a_busy_neighbour_shows_in_the_spread_alone(measured: Measured, busy: set[int]) -> None:
+    latency = measured(lambda run, block: 6.0 if block in busy else 2.0)
+    assert (latency.ms, latency.p90) == pytest.approx((2.0, 2.0))
+    assert latency.spread == pytest.approx(2.0)
+
+
+def test_the_fastest_block_gives_both_quantiles(measured: Measured) -> None:
+    latency = measured(lambda run, block: (8.0 if run % 5 == 0 else 4.0) * (1 if block == 2 else 1.5))
+    assert (latency.ms, latency.p90) == pytest.approx((4.0, 8.0))
+    assert latency.spread == pytest.approx(0.5)
+
+
+def test_warm_up_ends_when_it_is_stable(measured: Measured) -> None:
+    latency = measured(lambda run, block: 4.0 + 40.0 * 0.8**run)
+    assert latency.ms == pytest.approx(4.0, rel=0.02) and latency.spread < 0.1
+
+
+def test_warm_up_ends_even_if_it_is_never_stable(measured: Measured, clock: Clock) -> None:
+    began = clock.now
+    latency = measured(lambda run, block: 1.5 ** (run // 3 % 7))
+    assert clock.now - began < 2 * WARM_UP_SECONDS
+    assert latency.ms > 0
