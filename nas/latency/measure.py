@@ -1,7 +1,8 @@
 """Timing one prepared inference: warm-up until stable, then time-separated blocks, of which the fastest median counts.
 
 A busy neighbour only ever adds time, so the lowest of several medians is the truest figure; a single block of
-iterations drifts by 10-14% even on a quiet machine.
+iterations drifts by 10-14% even on a quiet machine. Blocks are added until the three lowest agree: one lucky or
+unlucky moment does not make a figure.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-BLOCKS = 5
+BLOCKS = 10
+MAX_BLOCKS = 30
 MIN_RUNS = 10
-BLOCK_SECONDS = 0.08
+BLOCK_SECONDS = 0.03
 PAUSE_SECONDS = 0.03
+AGREEING = 3
+AGREEMENT = 0.02
 WARM_UP_SECONDS = 3.0
 STABLE = 0.05
 
@@ -23,8 +27,8 @@ STABLE = 0.05
 class Latency:
     """Milliseconds of one inference.
 
-    `ms` is the lowest p50 among the blocks, `p90` that block's 90th percentile, `spread` how far the slowest block's p50
-    lies above the fastest's (0.02 is 2%), `runs` how many inferences were timed.
+    `ms` is the lowest p50 among the blocks, `p90` that block's 90th percentile, `spread` how far the third-lowest p50 lies
+    above the lowest (0.02 is 2%; more means that the machine was never quiet), `runs` how many inferences were timed.
     """
 
     ms: float
@@ -37,16 +41,18 @@ def measure(run: Callable[[], object], clock: Callable[[], float] = time.perf_co
     """Time `run`, which must return only when the inference is complete."""
     _warm_up(run, clock)
     blocks: list[list[float]] = []
-    for index in range(BLOCKS):
-        if index:
+    spread = float("inf")
+    while len(blocks) < BLOCKS or (spread > AGREEMENT and len(blocks) < MAX_BLOCKS):
+        if blocks:
             time.sleep(PAUSE_SECONDS)
         blocks.append(_block(run, clock, MIN_RUNS, BLOCK_SECONDS))
-    medians = [statistics.median(block) for block in blocks]
-    best = min(range(BLOCKS), key=medians.__getitem__)
+        lowest = sorted(map(statistics.median, blocks))
+        spread = lowest[min(AGREEING, len(lowest)) - 1] / lowest[0] - 1
+    best = min(blocks, key=statistics.median)
     return Latency(
-        ms=medians[best] * 1e3,
-        p90=statistics.quantiles(blocks[best], n=10)[-1] * 1e3,
-        spread=max(medians) / medians[best] - 1,
+        ms=statistics.median(best) * 1e3,
+        p90=statistics.quantiles(best, n=10)[-1] * 1e3,
+        spread=spread,
         runs=sum(map(len, blocks)),
     )
 

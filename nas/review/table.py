@@ -42,7 +42,7 @@ COLUMNS: Mapping[str, Column] = {
     "map": Column("mAP50-95 on the run's split at the run's fidelity", "0 to 1"),
     "map50": Column("mAP50, likewise", "0 to 1"),
     "latency_ms": Column("latency on the run's target, p50", "ms"),
-    "latency_spread": Column("spread of the p50 between measured blocks, relative to it", "ratio"),
+    "latency_spread": Column("how far the third-lowest p50 of the measured blocks lies above the lowest", "ratio"),
     "params": Column("parameters of the fused model", ""),
     "gmacs": Column("multiply-accumulates of one image at the run's image size", "1e9"),
     "seconds": Column("device time charged to the trial", "s"),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from nas.latency import measure as module
-from nas.latency.measure import BLOCKS, MIN_RUNS, WARM_UP_SECONDS, Latency, measure
+from nas.latency.measure import BLOCKS, MAX_BLOCKS, MIN_RUNS, WARM_UP_SECONDS, Latency, measure
 
 Measured = Callable[[Callable[[int, int], float]], Latency]
 
@@ -57,17 +57,30 @@ def test_a_slow_model_is_still_run_often_enough(measured: Measured) -> None:
     assert measured(lambda run, block: 900.0).runs == BLOCKS * MIN_RUNS
 
 
-@pytest.mark.parametrize("busy", [{0}, {4}, {1, 2, 3, 4}, {0, 1, 2, 3}])
-def test_a_busy_neighbour_shows_in_the_spread_alone(measured: Measured, busy: set[int]) -> None:
+@pytest.mark.parametrize("busy", [{0}, {4}, set(range(7)), set(range(3, 10))])
+def test_a_busy_neighbour_changes_nothing_where_three_blocks_are_quiet(measured: Measured, busy: set[int]) -> None:
     latency = measured(lambda run, block: 6.0 if block in busy else 2.0)
     assert (latency.ms, latency.p90) == pytest.approx((2.0, 2.0))
-    assert latency.spread == pytest.approx(2.0)
+    assert latency.spread == pytest.approx(0, abs=1e-9)
+
+
+def test_a_changing_disturbance_is_waited_out(measured: Measured, clock: Clock) -> None:
+    latency = measured(lambda run, block: 2.0 if block >= 20 else 3.0 * 1.05 ** (20 - block))
+    assert (latency.ms, latency.spread) == pytest.approx((2.0, 0.0), abs=1e-9)
+    assert BLOCKS < clock.blocks + 1 == 23
+
+
+def test_a_machine_that_is_never_quiet_shows_in_the_spread(measured: Measured, clock: Clock) -> None:
+    latency = measured(lambda run, block: 2.0 + block % 30)
+    assert latency.ms == pytest.approx(2.0)
+    assert latency.spread == pytest.approx(1.0)
+    assert clock.blocks == MAX_BLOCKS - 1
 
 
 def test_the_fastest_block_gives_both_quantiles(measured: Measured) -> None:
-    latency = measured(lambda run, block: (8.0 if run % 5 == 0 else 4.0) * (1 if block == 2 else 1.5))
+    latency = measured(lambda run, block: (8.0 if run % 5 == 0 else 4.0) * (1 if block == 2 else 1.01))
     assert (latency.ms, latency.p90) == pytest.approx((4.0, 8.0))
-    assert latency.spread == pytest.approx(0.5)
+    assert latency.spread == pytest.approx(0.01)
 
 
 def test_warm_up_ends_when_it_is_stable(measured: Measured) -> None:
