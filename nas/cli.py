@@ -26,6 +26,7 @@ class _Command(click.Command):
         before = None
         for arg in args:
             name, equals, value = arg.partition("=")
+            name = name.replace("_", "-")
             if equals and not arg.startswith("-") and f"--{name}" in flags and not str(before).startswith("--set"):
                 raise click.UsageError(f"'{arg}' is not an option; did you mean --{name} {value}?", ctx)
             before = arg
@@ -36,6 +37,7 @@ class _Group(click.Group):
     """Commands with "did you mean" for a mistyped one."""
 
     command_class = _Command
+    group_class = type
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
@@ -55,16 +57,18 @@ def cli() -> None:
 @click.option("--max-latency", metavar="TIME", help="Hard limit, for example 2ms or 800us; what is slower is not trained.")
 @click.option("--space", default="yolo11n-blocks", show_default=True, help="Search space YAML, or the name of a shipped one.")
 @click.option("--target", default="auto", show_default=True, help="cpu:onnxruntime, cpu:torch or cuda:torch-fp16 [,threads=N].")
-@click.option("--imgsz", default=640, show_default=True, help="Side of the square input in pixels.")
+@click.option("--imgsz", type=int, help="Side of the square input in pixels.  [default: 640; built-in set: 192]")
 @click.option("--epochs", type=int, help="Length of a proxy training.  [default: 5]")
-@click.option("--workers", type=int, help="Trials trained at once.  [default: one per GPU, else one per core]")
+@click.option(
+    "--workers", type=int, help="Trials trained at once.  [default: one per GPU, else one per core, as memory allows]"
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--executor", default="local", show_default=True, help="local (processes of this host) or ray.")
 @click.option("--sampler", default="tpe", show_default=True, help="tpe or random.")
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
 @click.option("--name", help="Folder under results/.  [default: search, search2, …]")
-@click.option("--resume", metavar="RUN", help="Go on with a run; --budget, --max-latency and --workers may change.")
+@click.option("--resume", metavar="RUN", help="Go on with a run; --budget, --max-latency, --workers and --executor may change.")
 @click.option("--add-budget", metavar="BUDGET", help="With --resume: so much more.")
 @click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
 @click.pass_context
@@ -114,7 +118,10 @@ def front(run: str | None, form: str) -> None:
     from nas import api  # noqa: PLC0415
 
     found = api.load(run)
-    found.report()
+    try:
+        found.report()
+    except InputError as error:  # somebody else's run can still be looked at
+        click.echo(f"note: {error.message}; showing what is known", err=True)
     if form == "table":
         _show(found)
     else:
@@ -171,10 +178,13 @@ def yolo(arguments: tuple[str, ...]) -> None:
 
 
 def _show(run: Run) -> None:
+    from nas.review.record import duration  # noqa: PLC0415
     from nas.review.table import rich_table  # noqa: PLC0415
 
     _print(rich_table(run.records, run.summary))
-    click.echo(f"{run.summary.tally}; stopped: {run.summary.stopped_because}")
+    summary = run.summary
+    took = f"{duration(summary.wall_seconds)}, {duration(summary.device_seconds)} of device time"
+    click.echo(f"{summary.tally} in {took}; stopped: {summary.stopped_because}")
     for name in ("pareto.html", "pareto.png", "front.csv", "winner.yaml"):
         if (run.folder / name).is_file():
             click.echo(f"  {run.folder / name}")
@@ -190,9 +200,11 @@ def _print(table: Any) -> None:
 def main() -> None:
     """The console script: prints errors in one or two lines and exits with their code."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = cli.main(standalone_mode=False)  # click returns what a command gave to `ctx.exit`
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as help_asked:
+        click.echo(help_asked.format_message())
+        sys.exit(0)
     except click.ClickException as error:
         click.echo(f"nas: {error.format_message()}", err=True)
         sys.exit(InputError.exit_code)
@@ -202,8 +214,6 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("nas: interrupted", err=True)
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        sys.exit(0)
 
 
 if __name__ == "__main__":

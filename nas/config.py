@@ -54,9 +54,11 @@ class Budget:
         """Both together. Raises InputError where they are of different kinds."""
         if self.kind != other.kind:
             raise InputError(f"cannot add '{other.text}' to a budget of '{self.text}'", "add the same kind of budget")
+        amount = self.amount + other.amount
         if self.kind == "trials":
-            return Budget.parse(f"{self.amount + other.amount:.15g}trials")
-        return Budget.parse(f"{self.amount + other.amount:.15g}{'gpu-' if self.kind == 'device' else ''}s")
+            return Budget.parse(f"{amount:.15g}trials")
+        unit = next(u for u in ("h", "min", "s") if amount % _SECONDS[u] == 0 or u == "s")
+        return Budget.parse(f"{amount / _SECONDS[unit]:.15g}{'gpu-' if self.kind == 'device' else ''}{unit}")
 
     @classmethod
     def parse(cls, text: str) -> Budget:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import yaml
 
+from nas.files import write_whole
 from nas.review.record import Record, RunSummary, printable
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.skeleton import Skeleton
@@ -51,6 +51,4 @@ def write_winner(
         "",
     ]
     body = yaml.dump(model, Dumper=_Rows, sort_keys=False, allow_unicode=True, width=10_000)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("\n".join(head) + body, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "\n".join(head) + body)

@@ -9,6 +9,9 @@ from functools import lru_cache
 
 from nas.cache import cache_root
 
+# What a worker process takes with Ultralytics, torch and a small model in training.
+WORKER_BYTES = 3 * 2**29
+
 
 def cores() -> int:
     """Processor cores that this process may use."""
@@ -58,8 +61,16 @@ def _model(line: str) -> str:
 
 
 def default_workers(devices: int) -> int:
-    """One per GPU; without a GPU one per core: two processes of one thread beat one of two threads."""
-    return devices or cores()
+    """One per GPU; without a GPU one per core, as far as memory goes: two processes of one thread beat one of two."""
+    return devices or max(1, min(cores(), _free_memory() // WORKER_BYTES))
+
+
+def _free_memory() -> int:
+    """Bytes of memory that are free, as far as the system tells; plenty where it does not."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**50
 
 
 def threads_per_worker(workers: int, device: str) -> int:

@@ -12,7 +12,9 @@ from nas.review.page import write_html
 from nas.review.picture import write_png
 from nas.review.record import Record, RunSummary
 from nas.review.table import front_of, picks_of, write_csv, write_json
-from nas.runs.store import Entry
+from nas.runs.folder import read_config, read_manifest
+from nas.runs.ledger import Ledger
+from nas.runs.store import Entry, Store
 from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
@@ -44,35 +46,24 @@ def _record(entry: Entry, skeleton: Skeleton, max_latency_ms: float | None) -> R
     )
 
 
-def summary_of(
-    name: str,
-    config: RunConfig,
-    command: str,
-    classes: Sequence[str],
-    skeleton: Skeleton,
-    entries: Sequence[Entry],
-    *,
-    device_seconds: float,
-    wall_seconds: float,
-    stopped_because: str,
-) -> RunSummary:
+def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store, ledger: Ledger) -> RunSummary:
     """What stands beside the figures of a run in every report."""
     return RunSummary(
-        name=name,
+        name=folder.name,
         skeleton=f"{skeleton.name}.yaml",
         target=config.target,
         imgsz=config.imgsz,
         limit_ms=config.max_latency_ms,
-        data=config.data,
-        classes=tuple(classes),
+        data="/".join(Path(config.data).parts[-2:]),
+        classes=tuple(read_manifest(folder)["classes"]),
         fidelity=f"{config.epochs} epochs at {config.imgsz} px, seed {config.seed}",
         split=f"held-out part of train ({config.held_out:.0%})",
         seed=config.seed,
-        command=command,
-        counts=dict(Counter(entry.state for entry in entries)),
-        device_seconds=device_seconds,
-        wall_seconds=wall_seconds,
-        stopped_because=stopped_because,
+        command=read_config(folder)[1],
+        counts=dict(Counter(entry.state for entry in store.entries)),
+        device_seconds=ledger.device_seconds(),
+        wall_seconds=ledger.wall_seconds,
+        stopped_because=store.fact("stopped_because") or "not ended",
     )
 
 
@@ -82,24 +73,30 @@ def winner_of(records: Sequence[Record], max_latency_ms: float | None) -> Record
 
 
 def write_report(
-    folder: Path, records: Sequence[Record], summary: RunSummary, space: SearchSpace, entries: Sequence[Entry], nc: int
+    folder: Path, records: Sequence[Record], summary: RunSummary, space: SearchSpace, entries: Sequence[Entry]
 ) -> None:
     """All result files of a run folder: trials.csv, front.csv, front.json, pareto.png, pareto.html, winner.yaml."""
     write_tables(folder, records, summary)
     write_png(records, summary, folder / "pareto.png")
     write_html(records, summary, folder / "pareto.html")
     winner = winner_of(records, summary.limit_ms)
-    if winner is not None:
-        write_winner(
-            folder / "winner.yaml", space.skeleton, architecture_of(entries, winner), nc, record=winner, summary=summary
-        )
+    if winner is None:
+        (folder / "winner.yaml").unlink(missing_ok=True)  # of an earlier, higher limit
+        return
+    architecture, nc = architecture_of(entries, winner), len(summary.classes)
+    write_winner(folder / "winner.yaml", space.skeleton, architecture, nc, record=winner, summary=summary)
 
 
 def write_tables(folder: Path, records: Sequence[Record], summary: RunSummary) -> None:
-    """The result files that are written after every trial: trials.csv, front.csv, front.json."""
+    """The result files that are written after every trial: trials.csv, front.csv, front.json.
+
+    The front's files hold the baseline too, marked as not on the front where it is not.
+    """
+    front = front_of(records)
+    shown = front + [r for r in records if r.baseline and r not in front]
     write_csv(records, folder / "trials.csv")
-    write_csv(front_of(records), folder / "front.csv")
-    write_json(front_of(records), folder / "front.json", summary)
+    write_csv(shown, folder / "front.csv")
+    write_json(shown, folder / "front.json", summary)
 
 
 def architecture_of(entries: Sequence[Entry], record: Record) -> Architecture:

@@ -35,6 +35,10 @@ HEARTBEAT_SECONDS = 5.0
 MAX_ATTEMPTS = 3
 SAME_FAILURES = 8
 MISSES = 5
+MANY_MISSES = 500
+ENUMERABLE = 50_000
+EVERYTHING_TRIED = "every architecture of the space was tried"
+NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over the limit, forbidden or known"
 PRICED_AHEAD = 1
 
 
@@ -83,11 +87,13 @@ class Study:
         self._keys = itertools.count()
         self._phase = "probe"
         self._stopping: str | None = None
-        self._exhausted = False
+        self._exhausted: str | None = None
+        self._hopeless: StoppedError | None = None
 
     def interrupt(self) -> None:
         """Start nothing more; `run` returns when what is running has ended. Safe in a signal handler."""
         self._stopping = "interrupted"
+        self._phase = "ending when the running trials have ended (Ctrl-C again: now)"
 
     def run(self) -> str:
         """Search until the budget ends, the space is exhausted or `interrupt` is called; says which.
@@ -110,9 +116,7 @@ class Study:
                 if number in self._running.values():
                     self._store.charge(number, time.monotonic() - began)
             self._ledger.save()
-        if self._stopping:
-            return self._stopping
-        return "every architecture of the space was tried" if self._exhausted else "budget spent"
+        return self._stopping or self._exhausted or "budget spent"
 
     def _resume(self) -> None:
         """Take up an earlier session: queued and running trials wait again.
@@ -145,8 +149,11 @@ class Study:
             return not self._stopping and not self._exhausted and self._wants_more()
         if not self._running and not self._pricing and not self._may_start():
             return False  # what waits in the queue no longer fits: it stays queued for a larger budget
-        for event in self._executor.poll(POLL_SECONDS):
+        # A cached price leaves nothing to wait for: the next proposal comes at once.
+        for event in self._executor.poll(0.0 if self._wants_more() and not self._stopping else POLL_SECONDS):
             self._take(event)
+        if self._hopeless:
+            raise self._hopeless
         if self._running and self._ledger.exhausted(self._elapsed()):
             self._stop_running()
         return True
@@ -161,7 +168,7 @@ class Study:
         """The baseline always starts; another trial when it fits the budget, and nobody asked to stop."""
         if not self._queue or self._stopping:
             return False
-        return self._queue[0] == 0 or self._ledger.fits(self._elapsed(), 0)
+        return self._ledger.fits(self._elapsed(), 0) or (self._queue[0] == 0 and not self._ledger.exhausted(()))
 
     def _elapsed(self) -> list[float]:
         now = time.monotonic()
@@ -173,36 +180,41 @@ class Study:
         if limit is None or any(e.state == "done" and e.price and e.price["ms"] <= limit for e in self._store.entries):
             return
         fastest: tuple[float, Architecture] | None = None
-        for architecture in (self._space.baseline, *self._space.smallest()):
+        trouble = "nothing was measured"
+        for architecture in (self._space.baseline, *self._space.smallest(self._config.imgsz)):
             price = self._price_now(architecture)
-            if price is not None and (fastest is None or price["ms"] < fastest[0]):
+            if isinstance(price, str):
+                trouble = price
+            elif fastest is None or price["ms"] < fastest[0]:
                 fastest = price["ms"], architecture
             if fastest is not None and fastest[0] <= limit:
                 return
             if self._stopping:
                 return
-        found = "none of the probed architectures could be measured"
-        if fastest is not None:
-            what = "; ".join(f"{k}={v}" for k, v in fastest[1].describe(self._space.skeleton).items()) or "the skeleton"
-            found = f"the fastest of the probed takes {fastest[0]:.3g} ms ({what})"
+        if fastest is None:
+            raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", "see workers/lane.log")
+        what = "; ".join(f"{k}={v}" for k, v in fastest[1].describe(self._space.skeleton).items()) or "the skeleton"
+        found = f"the fastest of the probed takes {fastest[0]:.3g} ms ({what})"
         hint = "raise --max-latency, lower --imgsz, or take a smaller skeleton"
         raise InfeasibleError(f"nothing meets {limit:g} ms on {self._config.target}: {found}", hint)
 
-    def _price_now(self, architecture: Architecture) -> Mapping[str, Any] | None:
-        """The price of an architecture, waiting for the lane; None where it cannot be run on the target."""
+    def _price_now(self, architecture: Architecture) -> Mapping[str, Any] | str:
+        """The price of an architecture, waiting for the lane; a reason in words where it has none."""
         model = self._model(architecture)
         key = model_key(model, self._config.imgsz)
         if known := self._prices.get(key):
             return known
+        reason = ""
         for _ in range(MAX_ATTEMPTS):
             event = self._measured(self._price_attempt(model))
             if isinstance(event, Result):
                 self._prices.put(key, dict(event.data))
                 return event.data
-            log.warning("probe %s: %s", architecture.id, event.reason)
+            reason = event.reason
+            log.warning("probe %s: %s", architecture.id, reason)
             if isinstance(event, Failed) or self._stopping:
                 break
-        return None
+        return reason
 
     def _measured(self, attempt: Attempt) -> Result | Failed | Lost:
         """How a measurement ends, waiting for it."""
@@ -218,7 +230,9 @@ class Study:
         return model_yaml(self._space.skeleton, architecture, self._nc)
 
     def _price_attempt(self, model: dict[str, Any]) -> Attempt:
-        job = PriceJob(model, self._config.target, self._config.imgsz)
+        # The baseline stands in every report: it is measured well also where it is far over the limit.
+        limit = None if model == self._model(self._space.baseline) else self._config.max_latency_ms
+        job = PriceJob(model, self._config.target, self._config.imgsz, limit)
         return Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
 
     def _propose(self, fixed: Architecture | None = None) -> None:
@@ -230,7 +244,10 @@ class Study:
         if fixed is None and self._misses >= MISSES:
             fixed = self._unseen(random.Random(derive(self._config.seed, number, "fallback")))
             if fixed is None:
-                self._exhausted = True
+                self._exhausted = EVERYTHING_TRIED if self._space.size <= ENUMERABLE else NOTHING_NEW
+                return
+            if self._misses >= MANY_MISSES:
+                self._exhausted = NOTHING_NEW
                 return
         architecture = self._store.propose(self._space, self._config.sampler, self._config.seed, fixed).architecture
         if architecture.id in self._seen:
@@ -251,7 +268,7 @@ class Study:
             near = [a for a in near if self._space.forbidding_rule(a, self._config.imgsz) is None]
             if near:
                 return rng.choice(near)
-        if self._space.size <= 50_000:
+        if self._space.size <= ENUMERABLE:
             left = [a for a in self._space.enumerate() if a.id not in self._seen]
             left = [a for a in left if self._space.forbidding_rule(a, self._config.imgsz) is None]
             return rng.choice(left) if left else None
@@ -335,8 +352,7 @@ class Study:
                 self._ledger.save()
             return
         del self._running[event.key]
-        for known in (self._began, self._epochs, self._heartbeat):
-            known.pop(number, None)
+        self._forget(number)
         if isinstance(event, Result):
             self._store.charge(number, event.seconds, "done")
             self._store.finish(number, event.data)
@@ -354,6 +370,12 @@ class Study:
         self._ledger.save()
         self._record()
 
+    def _forget(self, number: int) -> None:
+        """An attempt has ended: nothing of it is under way any more."""
+        self._began.pop(number, None)
+        self._epochs.pop(number, None)
+        self._heartbeat.pop(number, None)
+
     def _losses(self, number: int) -> int:
         return sum(attempt["outcome"] == "lost" for attempt in self._store[number].attempts)
 
@@ -368,21 +390,21 @@ class Study:
         ended = [e for e in self._store.entries if e.state in {"done", "failed"} or (e.reason or "").startswith("invalid")]
         ended = ended[-SAME_FAILURES:]
         if len(ended) == SAME_FAILURES and all(e.reason == reason for e in ended):
-            raise StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", f"see {self._folder / 'trials'}")
+            hint = f"see {self._folder / 'trials'}"
+            self._hopeless = StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", hint)
 
     def _stop_if_nothing_is_learned(self) -> None:
         done = [e for e in self._store.entries if e.state == "done"]
         if len(done) == SAME_FAILURES and not any(e.result and e.result["map"] for e in done):
             hint = "train longer or larger: raise --epochs or --imgsz; check that the labels belong to the images"
-            raise StoppedError(f"the first {SAME_FAILURES} trials all have mAP 0: nothing can be ranked", hint)
+            self._hopeless = StoppedError(f"the first {SAME_FAILURES} trials all have mAP 0: nothing can be ranked", hint)
 
     def _stop_running(self) -> None:
         """The budget is used up: what still runs ends now and stays queued, so that a larger budget can take it up."""
         for key, number in list(self._running.items()):
             self._store.charge(number, self._executor.stop(key), "stopped: budget spent")
             del self._running[key]
-            self._began.pop(number, None)
-            self._epochs.pop(number, None)
+            self._forget(number)
 
     def _architecture(self, number: int) -> Architecture:
         return self._store[number].architecture

@@ -60,7 +60,15 @@ class EveryPrice:
     """A latency cache that knows every model already."""
 
     def get(self, key: str) -> dict[str, Any]:
-        return {"ms": 1 + int(key[:8], 16) / 2**32, "p90": 2.0, "spread": 0.01, "runs": 50, "params": 1, "gmacs": 1.0}
+        return {
+            "ms": 1 + int(key[:8], 16) / 2**32,
+            "p90": 2.0,
+            "spread": 0.01,
+            "runs": 50,
+            "params": 1,
+            "gmacs": 1.0,
+            "rough": False,
+        }
 
 
 def engine(space: SearchSpace, sampler: str, trials: int) -> float:
@@ -76,7 +84,7 @@ def engine(space: SearchSpace, sampler: str, trials: int) -> float:
             InstantExecutor(),
             EveryPrice(),  # type: ignore[arg-type]
             Ledger(Budget.parse(config.budget), store),
-            lambda model: TrainJob(model, "", "", 640, 5, 8, 0.004, 0.2, 0, "cpu", 1),
+            lambda model: TrainJob(model, "", "", "", 640, 5, 8, 0.004, 0.2, 0, "cpu", 1),
             Path(folder),
             watch=lambda _: None,
             record=lambda: None,

@@ -35,7 +35,6 @@ def nas(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["search", "--target", "cpu:onnxruntim"], ["did you mean 'cpu:onnxruntime'?"]),
         (["search", "--target", "cpu:torch,threads=0"], ["threads"]),
         (["search", "--device", "tpu"], ["unknown device 'tpu'"]),
-        (["search", "--device", "cuda"], ["no CUDA device"]),
         (["search", "--sampler", "tpee"], ["did you mean 'tpe'?"]),
         (["search", "--executor", "slurm"], ["unknown executor"]),
         (["search", "--imgsz", "100"], ["not a multiple of 32", "use 96"]),
@@ -61,8 +60,6 @@ def nas(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_bad_input_gets_a_clear_line(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     (tmp_path / "broken.yaml").write_text("train: [unclosed\n")
     (tmp_path / "bad.yaml").write_text(BAD_SPACE)
-    if "cuda" in arguments and Path("/dev/nvidia0").exists():
-        pytest.skip("this machine has a GPU")
     done = nas(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -70,6 +67,28 @@ def test_bad_input_gets_a_clear_line(tmp_path: Path, arguments: list[str], words
     for word in words:
         assert word in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"broken.yaml", "bad.yaml"}
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
+@pytest.mark.parametrize("arguments", [["--device", "cuda"], ["--target", "cuda:torch-fp16", "--max-latency", "2ms"]])
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_written(tmp_path: Path, arguments: list[str]) -> None:
+    done = nas("search", *arguments, cwd=tmp_path)
+    assert done.returncode == 5, done.stderr
+    assert "no CUDA device" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_arguments_are_answered_with_the_help(tmp_path: Path) -> None:
+    done = nas(cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage:")
+
+
+def test_nothing_feasible_is_said_before_any_training(tmp_path: Path) -> None:
+    done = nas("search", "--space", "demo", "--imgsz", "32", "--max-latency", "1us", "--budget", "1min", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "the fastest of the probed takes" in done.stderr
+    assert "done" not in (tmp_path / "results" / "search" / "search.log").read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_half_written(tmp_path: Path) -> None:

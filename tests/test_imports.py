@@ -14,11 +14,13 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "nas").rglob("*.py"))
 
 # A room is a package or a module of `nas`. Everyone may use these, and they use nobody but each other:
-COMMON = {"space", "config", "errors", "seeds", "catalog"}
+COMMON = {"space", "config", "errors", "seeds", "files", "catalog"}
 ARROWS = {
     "nas": {"api"},
     "cli": {"api", "review", "runs", "yolo"},
-    "api": {"study", "outcome", "execution", "latency", "review", "runs", "export", "dataset", "hardware", "cache"},
+    "api": {"run", "session", "latency", "review", "runs", "dataset", "hardware"},
+    "run": {"outcome", "export", "review", "runs"},
+    "session": {"study", "run", "outcome", "execution", "latency", "review", "runs", "dataset", "hardware", "cache"},
     "study": {"execution", "latency", "review", "runs"},
     "outcome": {"export", "review", "runs"},
     "execution": {"training", "latency", "yolo", "dataset"},
@@ -33,6 +35,7 @@ ARROWS = {
     "config": set(),
     "errors": set(),
     "seeds": set(),
+    "files": set(),
     "catalog": set(),
     "space": set(),
     "search": set(),

@@ -63,7 +63,21 @@ def run(home: Path) -> Path:
         time.sleep(0.1)
     assert not any(_alive(pid) for pid in children)
 
-    done = subprocess.run([*CLI, "search", "--resume", "search"], cwd=home, capture_output=True, text=True, timeout=600)
+    again = [*CLI, "search", "--resume", "search"]
+    with (home / "second.log").open("w") as log:
+        search = subprocess.Popen(again, cwd=home, stdout=log, stderr=log)
+    while not (folder / "holder.json").exists() and search.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)  # Ctrl-C in the middle: what runs ends, the front is written, and the rest waits
+    search.send_signal(signal.SIGINT)
+    assert search.wait(300) == 130, (home / "second.log").read_text()
+    assert "--resume" in (home / "second.log").read_text()
+    assert (folder / "front.csv").exists()
+    interrupted = finished(folder)
+    assert {number: interrupted[number] for number in before} == before
+    assert len(interrupted) < 5
+
+    done = subprocess.run(again, cwd=home, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     after = finished(folder)
     assert len(after) == 5

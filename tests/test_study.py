@@ -26,6 +26,7 @@ from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.outcome import records_of, summary_of, winner_of, write_report
 from nas.review.table import front_of, picks_of
+from nas.runs.folder import write_config, write_manifest
 from nas.runs.ledger import Ledger
 from nas.runs.store import LIMIT, RUNG, Store
 from nas.space.architecture import model_yaml
@@ -148,7 +149,11 @@ class FakeExecutor:
             return Failed(attempt.key, "ValueError: no" if end is Failed else end, seconds, "Traceback: …")
         if attempt.quiet:
             ms = latency(model)
-            return Result(attempt.key, {"ms": ms, "p90": ms, "spread": 0.01, "runs": 9, "params": 5, "gmacs": 1.0}, seconds)
+            return Result(
+                attempt.key,
+                {"ms": ms, "p90": ms, "spread": 0.01, "runs": 9, "params": 5, "gmacs": 1.0, "rough": False},
+                seconds,
+            )
         self.finished.append(name_of(model))
         return Result(attempt.key, {"map": self.score(model), "map50": 0.5, "pid": 1}, seconds)
 
@@ -201,7 +206,7 @@ class Lab:
         ledger = Ledger(Budget.parse(config.budget), store, clock=self.clock)
 
         def jobs(model):
-            return TrainJob(model, "d.yaml", "cache", 640, 1, 1, 0.01, 0.2, 0, "cpu", 1)
+            return TrainJob(model, "d.yaml", "", "cache", 640, 1, 1, 0.01, 0.2, 0, "cpu", 1)
 
         def record():
             self.recorded += 1
@@ -384,7 +389,7 @@ def test_an_unreachable_limit_ends_before_any_training(make_lab):
     assert "--max-latency" in error.value.hint
     assert executor.trained == []
     assert len(lab.store) == 0
-    with pytest.raises(InfeasibleError, match="could be measured"):
+    with pytest.raises(StoppedError, match="could be measured"):
         make_lab(name="other", max_latency_ms=0.01).run(lab.executor(fate=lambda attempt, count: Failed))
 
 
@@ -529,19 +534,11 @@ def test_the_report_of_a_run(make_lab, limit):
     lab = make_lab(max_latency_ms=limit, budget="8trials")
     lab.run(lab.executor(fate=lambda attempt, count: Failed if attempt.key.startswith("trial2-") else None))
     config, entries, records = RunConfig(**lab.config), lab.store.entries, lab.records()
-    summary = summary_of(
-        "run",
-        config,
-        "nas search",
-        ["a", "b", "c"],
-        lab.space.skeleton,
-        entries,
-        device_seconds=80.0,
-        wall_seconds=100.0,
-        stopped_because="budget spent",
-    )
+    write_config(lab.folder, config, "nas search")
+    write_manifest(lab.folder, "digest", ["a", "b", "c"], {})
+    summary = summary_of(lab.folder, config, lab.space.skeleton, lab.store, Ledger(Budget.parse("8trials"), lab.store))
     assert summary.counts["done"] == 8
-    write_report(lab.folder, records, summary, lab.space, entries, NC)
+    write_report(lab.folder, records, summary, lab.space, entries)
     for name in ("trials.csv", "front.csv", "front.json", "pareto.png", "pareto.html", "winner.yaml"):
         assert (lab.folder / name).stat().st_size > 100
     assert len((lab.folder / "trials.csv").read_text().splitlines()) == 1 + len(entries)

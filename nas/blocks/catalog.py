@@ -22,13 +22,14 @@ KnobValue = bool | int | float
 class Knob:
     """One number of a block that a search space may vary.
 
-    `kind` is the Python type of its values, `low` the smallest legal one, `odd` asks for odd integers.
+    `kind` is the Python type of its values, `low` and `high` bound the legal ones, `odd` asks for odd integers.
     """
 
     default: KnobValue
     doc: str
     kind: type[bool] | type[int] | type[float] = int
     low: float = 1
+    high: float = math.inf
     odd: bool = False
 
     def fault(self, value: object) -> str | None:
@@ -39,8 +40,8 @@ class Knob:
             return "must be a number"
         if self.kind is int and not isinstance(value, int):
             return "must be a whole number"
-        if not math.isfinite(value) or value < self.low:
-            return f"must be at least {self.low:g}"
+        if not self.low <= value <= self.high:
+            return f"must be from {self.low:g} to {self.high:g}"
         if self.odd and int(value) % 2 == 0:
             return "must be odd"
         return None
@@ -83,6 +84,7 @@ _LAYER_SCALE = Knob(
     "initial layer scale; the papers' 1e-5 makes the block a no-op in a short proxy training",
     float,
     low=0.0,
+    high=10,
 )
 
 _SPECS = (
@@ -92,7 +94,7 @@ _SPECS = (
         "nas.blocks.riformer:RIFormer",
         "RIFormer: Keep Your Vision Backbone Effective But Removing Token Mixer (CVPR 2023)",
         knobs={
-            "ratio": Knob(4.0, "hidden width of the MLP over its input", float, low=0.125),
+            "ratio": Knob(4.0, "hidden width of the MLP over its input", float, low=0.125, high=16),
             "layer_scale": _LAYER_SCALE,
         },
     ),
@@ -104,8 +106,8 @@ _SPECS = (
         default_heads=lambda channels: _largest_divisor(channels, channels // 16),
         heads_divide=True,
         knobs={
-            "ratio": Knob(4.0, "expansion of the MBConv", float, low=0.125),
-            "kernel": Knob(5, "kernel of the second attention scale", odd=True),
+            "ratio": Knob(4.0, "expansion of the MBConv", float, low=0.125, high=16),
+            "kernel": Knob(5, "kernel of the second attention scale", high=31, odd=True),
         },
     ),
     BlockSpec(
@@ -114,8 +116,8 @@ _SPECS = (
         "nas.blocks.repvit:RepViT",
         "RepViT: Revisiting Mobile CNN From ViT Perspective (CVPR 2024)",
         knobs={
-            "ratio": Knob(2.0, "expansion of the channel mixer", float, low=0.125),
-            "kernel": Knob(3, "kernel of the depthwise token mixer", low=3, odd=True),
+            "ratio": Knob(2.0, "expansion of the channel mixer", float, low=0.125, high=16),
+            "kernel": Knob(3, "kernel of the depthwise token mixer", low=3, high=31, odd=True),
             "se": Knob(True, "squeeze-and-excitation in every other block, from the first on", bool),
         },
     ),
@@ -127,9 +129,9 @@ _SPECS = (
         default_heads=lambda channels: _largest_divisor(channels, channels // 32),
         heads_divide=True,
         knobs={
-            "ratio": Knob(4.0, "expansion of the value projection", float, low=0.125),
-            "kernel": Knob(3, "kernel of the depthwise convolution", odd=True),
-            "window": Knob(7, "side of an attention window; 0 attends over the whole map", low=0),
+            "ratio": Knob(4.0, "expansion of the value projection", float, low=0.125, high=16),
+            "kernel": Knob(3, "kernel of the depthwise convolution", high=31, odd=True),
+            "window": Knob(7, "side of an attention window; 0 attends over the whole map", low=0, high=64),
             "se": Knob(False, "squeeze-and-excitation (ratio 1/4) on the depthwise convolution", bool),
         },
     ),
@@ -140,8 +142,8 @@ _SPECS = (
         "MobileNetV4: Universal Models for the Mobile Ecosystem (ECCV 2024)",
         default_heads=lambda _: 4,
         knobs={
-            "key_dim": Knob(32, "channels of each query, of the one key and of the one value"),
-            "kv_stride": Knob(1, "down-sampling of keys and values"),
+            "key_dim": Knob(32, "channels of each query, of the one key and of the one value", high=1024),
+            "kv_stride": Knob(1, "down-sampling of keys and values", high=16),
             "layer_scale": _LAYER_SCALE,
         },
     ),

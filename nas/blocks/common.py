@@ -36,7 +36,7 @@ def widened(channels: int, ratio: float) -> int:
     return max(1, int(channels * ratio))
 
 
-class Stage(nn.Module):
+class BlockBase(nn.Module):
     """A stem where the channels change, then `depth` units: (N, c1, H, W) -> (N, c2, H, W).
 
     Args:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.blocks.common import ConvNorm, Stage, settle, widened
+from nas.blocks.common import BlockBase, ConvNorm, settle, widened
 
 
-class EfficientViT(Stage):
+class EfficientViT(BlockBase):
     """A stage of EfficientViT units: (N, c1, H, W) -> (N, c2, H, W).
 
     Args:
-        heads: attention heads, each of c2 // heads channels (by default, as many as have about 16).
+        heads: attention heads, each of c2 // heads channels (by default, the most that have at least 16 each).
         ratio: expansion of the MBConv.
         kernel: kernel of the second attention scale; the first sees single pixels.
     """
@@ -52,8 +52,8 @@ class LiteMLA(nn.Module):
         scales: odd kernels; each adds a copy of all heads that attends over queries, keys and values blurred by it.
     """
 
-    # Keeps 0 / 0 away from pixels whose query is all zero; large enough to survive in float16.
-    eps = 1e-6
+    # Keeps 0 / 0 away from pixels whose query is all zero: the smallest normal number of float16.
+    eps = 2.0**-14
 
     def __init__(self, channels: int, heads: int, head_dim: int = 16, scales: Sequence[int] = (5,)) -> None:
         super().__init__()
@@ -83,10 +83,12 @@ class LiteMLA(nn.Module):
         # Sums over all pixels, and a quotient: no place for half precision.
         with torch.autocast(qkv.device.type, enabled=False):
             q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).chunk(3, 2)
-            # The quotient forgets the scale of k: a mean instead of a sum over the pixels keeps runtimes that choose
-            # float16 themselves from overflowing on large maps.
-            q, k = q.relu(), k.relu() / qkv.shape[-1]
-            v = F.pad(v, (0, 0, 0, 1), value=1.0)
+            # Runtimes may choose float16 themselves. The quotient forgets the scale of k and of v with its ones: a mean
+            # instead of a sum over the pixels does not overflow on large maps, and divided between the two, neither
+            # becomes subnormal.
+            root: float = qkv.shape[-1] ** 0.5
+            q, k = q.relu(), k.relu() / root
+            v = F.pad(v, (0, 0, 0, 1), value=1.0) / root
             y = (v @ k.transpose(-1, -2)) @ q
             return y[:, :, :-1] / (y[:, :, -1:] + self.eps)
 

@@ -9,12 +9,12 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.blocks.common import ConvNorm, SqueezeExcite, Stage, settle, widened
+from nas.blocks.common import BlockBase, ConvNorm, SqueezeExcite, settle, widened
 
 _EPS = 1e-6
 
 
-class IRMB(Stage):
+class IRMB(BlockBase):
     """A stage of iRMB units with attention, batch norm and SiLU: (N, c1, H, W) -> (N, c2, H, W).
 
     Args:
@@ -47,7 +47,7 @@ class IRMB(Stage):
 
 
 class IRMBUnit(nn.Module):
-    """x + Project(Local(Value(Attention(Norm(x))))): (N, C, H, W) -> (N, C, H, W).
+    """x + Project(y + SE(Local(y))) with y = Value(Attention(Norm(x))): (N, C, H, W) -> (N, C, H, W).
 
     Args:
         norm: "bn" or "ln2d" (layer norm over the channels of each pixel).

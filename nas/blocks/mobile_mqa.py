@@ -7,10 +7,10 @@ from typing import Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.blocks.common import ConvNorm, LayerScale, Stage, affine_of, fuse_children, scale_input, scale_output, settle
+from nas.blocks.common import BlockBase, ConvNorm, LayerScale, affine_of, fuse_children, scale_input, scale_output, settle
 
 
-class MobileMQA(Stage):
+class MobileMQA(BlockBase):
     """A stage of Mobile MQA units: (N, c1, H, W) -> (N, c2, H, W).
 
     Args:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.blocks.common import ConvNorm, SqueezeExcite, Stage, affine_of, fuse_children, scale_output, settle, widened
+from nas.blocks.common import BlockBase, ConvNorm, SqueezeExcite, affine_of, fuse_children, scale_output, settle, widened
 
 
-class RepViT(Stage):
+class RepViT(BlockBase):
     """A stage of RepViT units: (N, c1, H, W) -> (N, c2, H, W).
 
     Args:

@@ -7,10 +7,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from nas.blocks.common import LayerScale, Stage, scale_output, settle, widened
+from nas.blocks.common import BlockBase, LayerScale, scale_output, settle, widened
 
 
-class RIFormer(Stage):
+class RIFormer(BlockBase):
     """A stage of RIFormer units: (N, c1, H, W) -> (N, c2, H, W).
 
     It mixes no pixels (only the norm's mean and variance see the whole map), so the receptive field comes from the

@@ -1,6 +1,6 @@
 """The built-in detection set: generated on first use, so that a first search needs neither data nor a network.
 
-510 images of 192 x 192 pixels (360 train, 90 val, 60 test) with one to seven objects each, drawn by `scenes.py`:
+510 images of 192 x 192 pixels (360 train, 90 val, 60 test) with up to seven objects each, drawn by `scenes.py`:
 
 * by shape: `triangle`, `square`, `star`, `ring` (same colours, fills and sizes);
 * by what lies under it: `disc-on-stripes`, `disc-on-dots` (the same disc);

@@ -36,6 +36,8 @@ class Dataset:
 
     Attributes:
         yaml: the dataset YAML.
+        root: the folder that its `path` means here: `read_dataset(yaml, root)` finds the same images in a process with
+            another working folder or other Ultralytics settings.
         names: the classes' names, by class number.
         train: images to learn from, sorted.
         val: images to validate on, sorted.
@@ -46,13 +48,14 @@ class Dataset:
     """
 
     yaml: Path
+    root: Path
     names: tuple[str, ...]
     train: tuple[Path, ...]
     val: tuple[Path, ...]
     test: tuple[Path, ...]
     digest: str
-    problems: tuple[str, ...] = ()
-    train_classes: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    problems: tuple[str, ...]
+    train_classes: tuple[tuple[int, ...], ...] = field(repr=False)
 
     @property
     def nc(self) -> int:
@@ -62,40 +65,56 @@ class Dataset:
     def split(self, held_out: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Divides `train` into a part to fit and a part held out to rank on.
 
-        Images are sorted by their rarest class and every so-manieth is held out, so that rare classes are in both
-        parts. The same arguments always give the same parts.
+        Photos are sorted by their rarest class and every so-manieth is held out, so that rare classes are in both
+        parts. The augmented copies of one photo in a Roboflow export (`x_jpg.rf.<hash>.jpg`) stay together. Nothing
+        tells which images are frames of one video: keep such frames out of `train`, or thin them out. The same
+        arguments always give the same parts.
 
         Args:
-            held_out: share of the images to hold out, between 0 and 1; at least one image stays on each side.
+            held_out: share of the photos to hold out, between 0 and 1; at least one stays on each side.
             seed: which of the possible divisions.
 
         Returns:
             Indices into `train`, ascending: (fit, held out).
 
         Raises:
-            InputError: a share outside (0, 1), or fewer than two images.
+            InputError: a share outside (0, 1), or fewer than two photos.
         """
-        count = len(self.train)
+        photos: dict[Path, list[int]] = {}
+        for index, image in enumerate(self.train):
+            photos.setdefault(_photo(image), []).append(index)
+        groups = list(photos.values())
+        count = len(groups)
         if not 0 < held_out < 1:
             raise InputError(f"held-out share {held_out:g} is not between 0 and 1", "give a share such as 0.2")
         if count < 2:
-            raise InputError(f"{self.yaml}: 'train' has {count} image, too few to hold some out", "add images")
+            raise InputError(f"{self.yaml}: 'train' has {count} photo, too few to hold some out", "add images")
         wanted = min(max(round(count * held_out), 1), count - 1)
-        images_with = Counter(label for labels in self.train_classes for label in labels)
-        rarest = [min(labels, key=lambda label: (images_with[label], label), default=-1) for labels in self.train_classes]
+        classes = [{label for index in group for label in self.train_classes[index]} for group in groups]
+        photos_with = Counter(label for labels in classes for label in labels)
+        rarest = [min(labels, key=lambda label: (photos_with[label], label), default=-1) for labels in classes]
         rng = random.Random(seed)
         order = rng.sample(range(count), count)
-        if rarest:
-            order.sort(key=rarest.__getitem__)  # stable: shuffled within a class
+        order.sort(key=rarest.__getitem__)  # stable: shuffled within a class
         start = rng.randrange(count)
-        held = sorted(order[(position * count + start) // wanted] for position in range(wanted))
-        return tuple(sorted(set(range(count)).difference(held))), tuple(held)
+        held = {index for position in range(wanted) for index in groups[order[(position * count + start) // wanted]]}
+        return tuple(sorted(set(range(len(self.train))) - held)), tuple(sorted(held))
 
 
-def read_dataset(path: Path) -> Dataset:
+def _photo(image: Path) -> Path:
+    """What the copies of one photo share."""
+    stem, copied, _ = image.name.partition(".rf.")
+    return image.with_name(stem) if copied and stem else image
+
+
+def read_dataset(path: Path, root: Path | None = None) -> Dataset:
     """Reads a dataset YAML, finds its images and checks every label.
 
     A bare name such as `coco8.yaml` that does not exist here means the file of that name that comes with Ultralytics.
+
+    Args:
+        path: the dataset YAML.
+        root: what its `path` means, where that is known: `Dataset.root` of an earlier reading.
 
     Raises:
         InputError: the YAML, a folder or too many labels are unusable; says where and what to do.
@@ -105,7 +124,7 @@ def read_dataset(path: Path) -> Dataset:
     data = document.data
     names = _names(document)
     _refuse_other_tasks(document)
-    tried = _roots(document)
+    tried = [root] if root else _roots(document)
     root = next((folder for folder in tried if folder.is_dir()), tried[0])
     entries = {"train": data.get("train"), "val": data.get("val", data.get("validation")), "test": data.get("test")}
     found: dict[str, list[Path]] = {}
@@ -127,11 +146,12 @@ def read_dataset(path: Path) -> Dataset:
     if good["test"] and not any(image.classes for image in good["test"]):
         problems.append(f"{path}: 'test' has no labelled object; it is not used")
         good["test"] = []
-    if shared := len(set(found["train"]) & set(found["val"])):
+    if shared := len({*map(os.path.realpath, found["train"])} & {*map(os.path.realpath, found["val"])}):
         problems.append(f"{path}: {shared} images of 'val' are in 'train' too; accuracy on 'val' will flatter")
     lines = sorted(image.digest_line for images in checked.values() for image in images)
     return Dataset(
         yaml=path,
+        root=root.absolute(),
         names=names,
         train=tuple(image.path for image in good["train"]),
         val=tuple(image.path for image in good["val"]),
@@ -232,7 +252,7 @@ def _ultralytics_datasets() -> Iterable[Path]:
 
 
 def _images(document: Document, split: str, entry: Any, root: Path, tried: list[Path]) -> list[Path]:
-    """The images of a split, sorted; those of lists may be missing."""
+    """The images of a split, sorted, each once, whatever paths lead to it; those of lists may be missing."""
     if not entry:
         raise InputError(f"{document.path}: no key '{split}'", _EXAMPLE)
     parts = entry if isinstance(entry, list) else [entry]
@@ -256,7 +276,8 @@ def _images(document: Document, split: str, entry: Any, root: Path, tried: list[
     if not images:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"{_at(document, split)}: no images of '{split}' in {', '.join(parts)}", f"known are {known}")
-    return sorted(images)
+    # Not the real path itself: labels lie beside the link.
+    return sorted({os.path.realpath(image): image for image in sorted(images, reverse=True)}.values())
 
 
 def _in_folder(folder: Path) -> Iterable[Path]:

@@ -101,12 +101,12 @@ class RayExecutor:
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             cluster = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(1, int(len(environments) * cores))}
-            ray.init(
-                **cluster,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
+            try:
+                ray.init(**cluster, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+                raise UnreachableError(
+                    f"Ray cannot be reached: {str(error).splitlines()[0]}", "check RAY_ADDRESS, or use --executor local"
+                ) from error
         self._node = ray.get_runtime_context().get_node_id()
         self._environments, self._resources = environments, {"num_cpus": cores, "num_gpus": gpus}
         self._slots = [self._new_slot(index) for index in range(len(environments))]

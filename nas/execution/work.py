@@ -19,23 +19,27 @@ Report = Callable[[Mapping[str, Any]], None]
 class PriceJob:
     """Measure the latency of a model on a target.
 
-    `target` is its full name, `model` a resolved model YAML as a mapping.
+    `target` is its full name, `model` a resolved model YAML as a mapping; what is far over `limit_ms` is not measured
+    to the last percent.
     """
 
     model: Mapping[str, Any]
     target: str
     imgsz: int
+    limit_ms: float | None = None
 
 
 @dataclass(frozen=True)
 class TrainJob:
     """Train a proxy of `model` on a part of the training images and score it on the held-out rest.
 
-    `held_out` is that rest's share, drawn with `split_seed`, so that all trials of a run share one split.
+    `root` is the folder that the dataset YAML's `path` was found to mean. `held_out` is the rest's share, drawn with
+    `split_seed`, so that all trials of a run share one split.
     """
 
     model: Mapping[str, Any]
     data: str
+    root: str
     cache: str
     imgsz: int
     epochs: int
@@ -65,7 +69,7 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     session = SESSIONS[target.kind](model, target, job.imgsz)
     session.run()
     report({"quiet": True})
-    return as_price(measure(session.run), params, gmacs)
+    return as_price(measure(session.run, job.limit_ms), params, gmacs)
 
 
 def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     if job.device.startswith("cuda") and not torch.cuda.is_available():
         raise UnreachableError("no CUDA device found on this worker", "search with --device cpu")
     torch.set_num_threads(job.threads)
-    fit, held_out, nc = _images(job.data, job.cache, job.imgsz, job.held_out, job.split_seed)
+    fit, held_out, nc = _images(job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed)
     torch.manual_seed(seed)
     outcome = train_proxy(
         build(dict(job.model)),
@@ -97,13 +101,13 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
 
 
 @lru_cache(maxsize=2)
-def _images(data: str, cache: str, imgsz: int, held_out: float, split_seed: int) -> tuple[Any, Any, int]:
+def _images(data: str, root: str, cache: str, imgsz: int, held_out: float, split_seed: int) -> tuple[Any, Any, int]:
     """The training part, the held-out part and the number of classes; decoded once per host, kept by this process."""
     from nas.dataset.description import read_dataset  # noqa: PLC0415
     from nas.dataset.labels import read_labels  # noqa: PLC0415
     from nas.yolo.decode import decode  # noqa: PLC0415
 
-    dataset = read_dataset(Path(data))
+    dataset = read_dataset(Path(data), Path(root))
     parts = []
     for indices in dataset.split(held_out, split_seed):
         paths = [dataset.train[i] for i in indices]

@@ -14,7 +14,7 @@ from nas.latency.measure import Latency
 from nas.latency.target import Target
 
 # Part of every key: raised when measuring itself changes.
-VERSION = 2
+VERSION = 3
 # A figure from a busy moment is used, but not kept for other runs.
 MAX_SPREAD = 0.05
 
@@ -39,17 +39,19 @@ class LatencyCache:
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
-                    self._known[entry["key"]] = entry["price"]
-                except (json.JSONDecodeError, KeyError, TypeError):
+                    price = entry["price"]
+                    if float(price["ms"]) > 0 and float(price["spread"]) >= 0:
+                        self._known[entry["key"]] = price
+                except (ValueError, KeyError, TypeError):
                     continue
 
     def get(self, key: str) -> dict[str, Any] | None:
         return self._known.get(key)
 
     def put(self, key: str, price: dict[str, Any]) -> None:
-        """Keep a price (see `as_price`) unless it was measured in a busy moment."""
+        """Keep a price (see `as_price`); for other runs only if it was measured in full and in a quiet moment."""
         self._known[key] = price
-        if price["spread"] <= MAX_SPREAD:
+        if price["spread"] <= MAX_SPREAD and not price["rough"]:
             # A home that cannot be written costs the next run some measuring, not this one its search.
             with contextlib.suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ class Target:
     @property
     def packages(self) -> tuple[str, ...]:
         """The packages whose versions a latency depends on."""
-        return tuple(dict.fromkeys((_RUNTIMES[self.kind][1], "torch", "ultralytics")))
+        return tuple(dict.fromkeys((_RUNTIMES[self.kind][1], "torch", "ultralytics", "yolo-placement-search")))
 
     def __str__(self) -> str:
         threads = f",threads={self.threads}" if self.device == "cpu" else ""

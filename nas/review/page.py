@@ -18,9 +18,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from nas.files import write_whole
 from nas.review.picture import BASELINE, FRONT, LIMIT, TRIAL, Span, latency_span, log_ticks, map_range
 from nas.review.record import Record, RunSummary, baseline_of, duration, printable, standing
-from nas.review.table import HEADINGS, LEGEND, front_of, lines_of, picks_of, write_whole
+from nas.review.table import HEADINGS, LEGEND, front_of, lines_of, picks_of
 
 MOST_POINTS = 4000  # of one kind drawn: an SVG point costs a browser about as much as a paragraph
 
@@ -45,7 +46,7 @@ def write_html(records: Sequence[Record], summary: RunSummary, path: Path) -> No
         style=_STYLE,
         note=_show(note),
         front=_front_table(records, summary),
-        legend=_show(f"{LEGEND} Spread: of the p50 between measured blocks, relative to it."),
+        legend=_show(f"{LEGEND} Spread: how far the third-lowest p50 of the measured blocks lies above the lowest."),
         run=_run_list(summary),
         figure=_data(figure),
         plotly=scripts[0],

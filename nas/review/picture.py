@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.files import write_whole
 from nas.review.record import Record, RunSummary, baseline_of, duration, milliseconds, printable, standing
-from nas.review.table import front_of, picks_of, write_whole
+from nas.review.table import front_of, picks_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -29,7 +29,7 @@ class Record:
         map: mAP50-95 in [0, 1], or None.
         map50: mAP50 in [0, 1], or None.
         latency_ms: p50 on the run's target in ms, or None.
-        latency_spread: relative spread of the p50 between measured blocks, or None.
+        latency_spread: how far the third-lowest p50 of the measured blocks lies above the lowest (0.02 is 2%), or None.
         params: parameters of the fused model, or None.
         gmacs: multiply-accumulates of one image at the run's image size, in 1e9, or None.
         seconds: device seconds charged.

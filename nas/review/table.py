@@ -11,11 +11,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from nas.files import write_whole
 from nas.review.record import Record, RunSummary, baseline_of, milliseconds, printable, standing
 from nas.search.front import PICKS, front_indices, pick
 
@@ -190,27 +190,6 @@ def write_json(records: Sequence[Record], path: Path, summary: RunSummary | None
         "records": [{**row, "placement": dict(r.placement)} for r, row in zip(records, _rows(records), strict=True)],
     }
     write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half: a temporary file beside it, then a
-    rename.
-
-    Raises:
-        OSError: no room, no right, no such folder; the old file and the folder stay as they were.
-    """
-    # Backslashes for what UTF-8 cannot hold: file names may carry lone surrogates, and in JSON the escape reads back
-    # as the same.
-    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _rows(records: Sequence[Record]) -> list[dict[str, object]]:

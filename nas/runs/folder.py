@@ -7,10 +7,11 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +22,8 @@ from filelock import FileLock, Timeout
 
 from nas.config import RunConfig
 from nas.errors import InputError, did_you_mean
+from nas.files import write_whole
+from nas.space.skeleton import find_model, models_folder
 from nas.space.source import read_yaml
 
 RESULTS = Path("results")
@@ -68,7 +71,7 @@ def find_folder(name: str | None, results: Path = RESULTS) -> Path:
 def write_config(folder: Path, config: RunConfig, command: str) -> None:
     """Write run.yaml: the configuration and the command that made it."""
     text = yaml.safe_dump({"command": command, **config.to_dict()}, sort_keys=False, allow_unicode=True)
-    write_text(folder / "run.yaml", text)
+    write_whole(folder / "run.yaml", text)
 
 
 def read_config(folder: Path) -> tuple[RunConfig, str]:
@@ -79,8 +82,31 @@ def read_config(folder: Path) -> tuple[RunConfig, str]:
     return RunConfig.from_dict(data, path), command
 
 
-def write_manifest(folder: Path, **facts: Any) -> None:
-    """Write manifest.json: versions, machine, git, and the given facts (data digest, classes, space text …)."""
+@contextmanager
+def removed_on_failure(folder: Path) -> Iterator[None]:
+    """Remove a folder that was just made when what should lie in it cannot be written."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_space(folder: Path, space: Path) -> None:
+    """Write space.yaml, a copy of a search space; a skeleton that Ultralytics does not ship is copied beside it."""
+    document = read_yaml(space)
+    text = space.read_text(encoding="utf-8")
+    skeleton, _ = find_model(document.data["skeleton"], space.parent)
+    if not skeleton.is_relative_to(models_folder()):
+        lines = text.splitlines()
+        lines[document.line("skeleton") - 1] = f"skeleton: {json.dumps(skeleton.name, ensure_ascii=False)}"
+        text = "\n".join(lines) + "\n"
+        write_whole(folder / skeleton.name, skeleton.read_bytes())
+    write_whole(folder / "space.yaml", text)
+
+
+def write_manifest(folder: Path, data_digest: str, classes: Sequence[str], machine: Mapping[str, str]) -> None:
+    """Write manifest.json: versions, system, git, the data's digest and classes, and what latency is measured on."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -94,9 +120,11 @@ def write_manifest(folder: Path, **facts: Any) -> None:
         "cores": os.cpu_count(),
         "versions": versions,
         "git": _git_commit(),
-        **facts,
+        "data_digest": data_digest,
+        "classes": list(classes),
+        "machine": dict(machine),
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -104,8 +132,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise ValueError("holds no object")
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("classes"), list) or "data_digest" not in manifest:
+            raise ValueError("holds no classes or no data_digest")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}", "restore the file, or start a new run") from error
     return manifest
@@ -114,16 +142,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def command_line() -> str:
     """The command as typed, to be repeated."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: a crash leaves the old one or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -142,7 +160,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}", "make the folder writable") from error
     try:
-        write_text(holder, json.dumps({"pid": os.getpid(), "host": platform.node()}))
+        write_whole(holder, json.dumps({"pid": os.getpid(), "host": platform.node()}))
         yield
     finally:
         holder.unlink(missing_ok=True)

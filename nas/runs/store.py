@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+import sqlalchemy.exc
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from nas.errors import InputError
@@ -29,6 +30,8 @@ VERSION = 1
 RUNG = "rung0"
 LIMIT = "latency limit"
 END = "end"  # the attribute {state, reason} of a rejected or failed trial
+# What SQLite's troubles (a full disk, a read-only file) arrive as, once a store is open.
+STORE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")
 
 
@@ -161,7 +164,7 @@ class Store:
     def reopen(self) -> list[Entry]:
         """After a crash or an interruption, bring every open trial to where it can go on; returns those that wait.
 
-        A running attempt is closed as lost, with the seconds last charged; an end that Optuna was not told is told.
+        A running attempt is closed as interrupted, with the seconds last charged; an end that Optuna was not told is told.
         """
         for trial in self._memory.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             entry = self[trial.number]
@@ -170,7 +173,7 @@ class Store:
             elif entry.state in {"failed", "rejected"}:
                 self._end(entry)
             elif entry.state == "running":
-                self.charge(entry.number, entry.attempts[-1]["seconds"], "lost")
+                self.charge(entry.number, entry.attempts[-1]["seconds"], "interrupted")
         return [entry for entry in self.entries if entry.state == "queued"]
 
     def add_seconds(self, **seconds: float) -> None:

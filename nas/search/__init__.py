@@ -1,1 +1,1 @@
-"""What to try next and what came out: samplers, rungs, the additive model, and the front with its hypervolume."""
+"""What to try next and what came out: the sampler, and the front with its hypervolume."""

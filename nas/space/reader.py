@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from nas.errors import InputError, did_you_mean
 from nas.space.architecture import KEEP, kept_channels, round_channels
 from nas.space.rules import Rule, RuleError
 from nas.space.search_space import SearchSpace, SlotChoices, rule_names
-from nas.space.skeleton import Skeleton, Slot, read_skeleton
+from nas.space.skeleton import Skeleton, Slot, read_detector, read_skeleton
 from nas.space.source import Document, Faults, read_yaml
 
 _KEYS = ("skeleton", "slots", "forbid")
 _SLOT_KEYS = ("block", "width", "depth", "heads")
-MAX_WIDTH, MAX_DEPTH = 16, 64
+MAX_WIDTH, MAX_DEPTH, MAX_HEADS = 16, 64, 128
 MAX_OPTIONS = 100_000
 
 
@@ -37,7 +38,9 @@ def find_space(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if name in shipped or path.name in {p.name for p in shipped.values()}:
+    if path.name != name:  # a typing error in a path must not give another space
+        raise InputError(f"no search space '{name}'", f"correct the path, or name a shipped one: {', '.join(shipped)}")
+    if name in shipped or name in {p.name for p in shipped.values()}:
         return shipped[path.stem]
     raise InputError(f"no search space '{name}'", did_you_mean(path.stem, shipped) or "give a YAML file")
 
@@ -69,7 +72,7 @@ def _skeleton(document: Document, faults: Faults) -> Skeleton | None:
         faults.add(document.line("skeleton"), "no 'skeleton'", "name a model YAML, for example skeleton: yolo11n.yaml")
         return None
     try:
-        skeleton = read_skeleton(name, document.path.parent)
+        skeleton = read_detector(name, document.path.parent)
     except InputError as error:
         faults.add(document.line("skeleton"), error.message, error.hint)
         return None
@@ -144,8 +147,10 @@ def _fields(document: Document, key: Any, entry: dict[Any, Any], faults: Faults)
             fields["blocks"] = _items(document, at, value, faults, _block_fault)
         elif word == "width":
             fields["widths"] = tuple(float(w) for w in _items(document, at, value, faults, _width_fault))
-        elif word in {"depth", "heads"}:
-            fields["depths" if word == "depth" else "heads"] = _items(document, at, value, faults, _whole_fault)
+        elif word == "depth":
+            fields["depths"] = _items(document, at, value, faults, partial(_whole_fault, MAX_DEPTH))
+        elif word == "heads":
+            fields["heads"] = _items(document, at, value, faults, partial(_whole_fault, MAX_HEADS))
         elif word in CATALOG:
             knobs[str(word)] = _knobs(document, at, str(word), value, faults)
         else:
@@ -200,9 +205,9 @@ def _width_fault(value: object) -> str | None:
     return None if number and 0 < value <= MAX_WIDTH else f"must be a number above 0 and up to {MAX_WIDTH}"  # type: ignore[operator]
 
 
-def _whole_fault(value: object) -> str | None:
+def _whole_fault(most: int, value: object) -> str | None:
     number = isinstance(value, int) and not isinstance(value, bool)
-    return None if number and 1 <= value <= MAX_DEPTH else f"must be a whole number from 1 to {MAX_DEPTH}"  # type: ignore[operator]
+    return None if number and 1 <= value <= most else f"must be a whole number from 1 to {most}"  # type: ignore[operator]
 
 
 def _forbid(document: Document, skeleton: Skeleton, faults: Faults) -> tuple[Rule, ...]:

@@ -4,6 +4,8 @@
     neck.bottomup.P4.depth >= 3 or backbone.P5.width in (0.5, 0.75)
 
 Names are `imgsz` and `<slot>.block|width|depth|heads|channels|<knob>`; a slot whose name ends in `.2` is written `_2`.
+`width` is the factor written in the space, not the ratio of the channels after rounding; where several factors round to
+the same channels it is the first of them. A slot left as the skeleton has it has width 1.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from nas.blocks.catalog import CATALOG
 from nas.errors import did_you_mean
 
 Value = str | int | float | bool | None
 Lookup = Callable[[str], Value]
 
 MAX_LENGTH = 500
+
+_FLAGS = {name for spec in CATALOG.values() for name, knob in spec.knobs.items() if knob.kind is bool}
 
 _COMPARE: Mapping[type[ast.cmpop], Callable[[Value, Value], bool]] = {
     ast.Eq: operator.eq,
@@ -105,7 +110,9 @@ def _check_condition(node: ast.expr) -> None:
             pass
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             sides = [operand]
-        case ast.Compare() | ast.Attribute():
+        case ast.Compare():
+            return
+        case ast.Attribute(attr=word) if word in _FLAGS:
             return
         case _:
             raise RuleError(f"'{ast.unparse(node)}' compares nothing (write name == value, or name in (value, value))")

@@ -115,17 +115,32 @@ class SearchSpace:
         for placements in itertools.product(*(choices.options for choices in self.slots)):
             yield self._architecture(placements)
 
-    def smallest(self) -> list[Architecture]:
-        """Per block, the architecture that has it wherever it may stand, as narrow and shallow as allowed."""
+    def smallest(self, imgsz: int) -> list[Architecture]:
+        """Per block, the architecture that has it wherever it may stand, as cheap as its choices and the rules allow.
 
-        def least(choices: SlotChoices, block: str) -> Placement | None:
-            own = Placement(choices.slot.name, choices.slot.layer, KEEP, choices.slot.row.c2, choices.slot.depth)
-            sized = {option or own: option for option in choices.options}
-            fitting = [p for p in sized if p.block == block] or list(sized)
-            return sized[min(fitting, key=lambda p: (p.channels, p.depth, p.heads or 0))]
-
+        A block for which the rules leave nothing alike is missing.
+        """
         blocks = dict.fromkeys(block for choices in self.slots for block in choices.blocks)
-        return list(dict.fromkeys(self._architecture(least(c, block) for c in self.slots) for block in blocks))
+        found = (self._smallest(block, imgsz) for block in blocks)
+        return list(dict.fromkeys(architecture for architecture in found if architecture is not None))
+
+    def _smallest(self, block: str, imgsz: int) -> Architecture | None:
+        """Each slot's cheapest; while rules forbid that, the cheapest option of another slot that breaks fewer of them."""
+        ordered = [sorted(choices.options, key=partial(_cost, choices.slot, block)) for choices in self.slots]
+        best = self._architecture(options[0] for options in ordered)
+        broken = sum(1 for _ in self._forbidding(best, imgsz))
+        while broken:
+            now = {p.slot: p for p in best.placements}
+            near = (
+                self._architecture({**now, choices.slot.name: option}.values())
+                for choices, options in zip(self.slots, ordered, strict=True)
+                for option in options
+            )
+            fewer, best = min(((sum(1 for _ in self._forbidding(a, imgsz)), a) for a in near), key=lambda counted: counted[0])
+            if fewer == broken:
+                return None
+            broken = fewer
+        return best
 
     def neighbours(self, architecture: Architecture) -> Iterator[Architecture]:
         """Every architecture that differs in exactly one slot; rules not applied."""
@@ -148,16 +163,20 @@ class SearchSpace:
 
     def forbidding_rule(self, architecture: Architecture, imgsz: int) -> Rule | None:
         """The first rule that forbids the architecture at this image size, if any."""
+        return next(self._forbidding(architecture, imgsz), None)
+
+    def _forbidding(self, architecture: Architecture, imgsz: int) -> Iterator[Rule]:
         placed = {p.slot: p for p in architecture.placements}
+        choices = {c.slot.name: c for c in self.slots}
 
         def lookup(name: str) -> Value:
             if name == "imgsz":
                 return imgsz
             slot_name, _, word = name.rpartition(".")
             slot = self.skeleton.slot(_slot_name(slot_name))
-            return _property(slot, placed.get(slot.name), word)
+            return _property(choices.get(slot.name, SlotChoices(slot)), placed.get(slot.name), word)
 
-        return next((rule for rule in self.forbid if rule.matches(lookup)), None)
+        return (rule for rule in self.forbid if rule.matches(lookup))
 
     def _architecture(self, placements: Iterable[Placement | None]) -> Architecture:
         changed = [p for p in placements if p is not None]
@@ -187,13 +206,28 @@ def _slot_name(rule_name: str) -> str:
     return f"{head}.{tail}" if underscore and tail.isdigit() else rule_name
 
 
-def _property(slot: Slot, placement: Placement | None, word: str) -> Value:
+def _cost(slot: Slot, block: str, option: Placement | None) -> tuple[float, ...]:
+    """Orders the options of a slot: those with `block` first, the cheapest of them foremost."""
+    placed = option or Placement(slot.name, slot.layer, KEEP, slot.row.c2, slot.depth)
+    knobs = (
+        -value if knob == "kv_stride" else math.inf if knob == "window" and value == 0 else value
+        for knob, value in placed.knobs
+    )
+    return placed.block != block, placed.channels, placed.depth, placed.heads or 0, *knobs
+
+
+def _property(choices: SlotChoices, placement: Placement | None, word: str) -> Value:
+    slot = choices.slot
     if placement is None:
         own: dict[str, Value] = {"block": KEEP, "width": 1.0, "depth": slot.depth, "channels": slot.row.c2}
         return own.get(word)
+    if word == "width":
+        params = choices.options.get(placement)
+        if params is None:
+            return placement.channels / slot.row.c2
+        return float(params.get(f"{slot.name}.width", choices.widths[0]))
     values: dict[str, Value] = {
         "block": placement.block,
-        "width": placement.channels / slot.row.c2,
         "depth": placement.depth,
         "heads": placement.heads,
         "channels": placement.channels,

@@ -30,6 +30,7 @@ _WIDTH_SCALED = frozenset(
 # Rows that hold a stage's block: a slot.
 _STAGES = frozenset("BottleneckCSP C1 C2 C2f C3 C3Ghost C3k2 C3x RepC3 C2fCIB A2C2f ELAN1 RepNCSPELAN4".split())
 _NOT_LEGACY = frozenset({"C3k2", "A2C2f", "C2fCIB"})
+_DETECTION_HEADS = frozenset({"Detect", "v10Detect"})
 _SCALED_HEADS = frozenset({"Segment", "Segment26", "YOLOESegment", "YOLOESegment26"})
 # `activation` of a model YAML is handed to eval() by Ultralytics: only these may stand there.
 _ACTIVATIONS = re.compile(
@@ -97,16 +98,18 @@ def models_folder() -> Path:
 def find_model(name: str, beside: Path | None = None) -> tuple[Path, str]:
     """The file of a model YAML and its scale letter ('' where it has none).
 
-    `yolo11n.yaml` is, as in Ultralytics, scale n of `yolo11.yaml`. A path is taken as it is, or relative to `beside`.
-    Raises InputError with the nearest name.
+    `yolo11n.yaml` is, as in Ultralytics, scale n of `yolo11.yaml`. A path is relative to `beside`, else to the working
+    folder; only a bare name may mean a model of Ultralytics. Raises InputError with the nearest name.
     """
     stem = Path(name).stem
     found = re.search(r"yolo(e-)?[v]?\d+([nslmx])", stem)
     scale = found[2] if found else ""
-    for folder in (Path(), *([beside] if beside else [])):
+    for folder in (*([beside] if beside else []), Path()):
         with suppress(OSError):  # a name too long for a file is no file
             if (path := folder / name).is_file():
                 return path, scale
+    if Path(name).name != name:
+        raise InputError(f"no model YAML '{name}'", "correct the path; a name without a folder may be one of Ultralytics")
     stock = {path.stem: path for path in models_folder().rglob("*.yaml")}
     for candidate in (stem, re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", stem)):
         if candidate in stock:
@@ -157,6 +160,17 @@ def read_skeleton(name: str, beside: Path | None = None) -> Skeleton:
     full_name = stem if not scales or re.search(rf"\d{scale}", stem) else re.sub(r"^(yolov?\d+)", rf"\1{scale}", stem)
     legacy = not any(row.module in _NOT_LEGACY for row in rows)
     return Skeleton(full_name, tuple(rows), split, extras, bool(data.get("legacy", legacy)), _slots(rows, split))
+
+
+def read_detector(name: str, beside: Path | None = None) -> Skeleton:
+    """As `read_skeleton`, and refuses, also with file and line, what is not made for detection."""
+    skeleton = read_skeleton(name, beside)
+    if (module := skeleton.rows[-1].module) not in _DETECTION_HEADS:
+        document = read_yaml(find_model(name, beside)[0])
+        what = f"the last row is {module}, not a detection head"
+        cure = f"nas searches detectors only: end with {' or '.join(sorted(_DETECTION_HEADS))}"
+        raise _fault(document, ("head", len(document.data["head"]) - 1), what, cure)
+    return skeleton
 
 
 def activation_fault(value: object) -> str | None:

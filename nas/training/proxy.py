@@ -151,8 +151,8 @@ def train_proxy(
             norm = nn.utils.clip_grad_norm_(weights, recipe.clip)
             if not torch.isfinite(loss + norm):
                 raise DivergedError(
-                    f"the training diverged in epoch {epoch + 1}: loss {loss.item()}, gradient norm {norm.item()}",
-                    "try a lower learning rate",
+                    "the training diverged",
+                    f"in epoch {epoch + 1}: loss {loss.item()}, gradient norm {norm.item()}; try a lower learning rate",
                 )
             optimizer.step()
             schedule.step()

@@ -270,10 +270,10 @@ def test_batch_norms_are_plain_and_names_are_ours(name):
         ("repvit", 16, {"heads": 2}, "has no heads"),
         ("repvit", 0, {}, "c2 must be a positive"),
         ("irmb", 16, {"heads": 3}, "3 heads do not divide 16"),
-        ("irmb", 16, {"window": -1}, "window must be at least 0"),
+        ("irmb", 16, {"window": -1}, "window must be from 0"),
         ("efficientvit", 16, {"heads": 17}, "17 heads need at least"),
         ("mobile_mqa", 16, {"heads": 0}, "heads must be a positive"),
-        ("mobile_mqa", 16, {"layer_scale": float("nan")}, "layer_scale must be at least"),
+        ("mobile_mqa", 16, {"layer_scale": float("nan")}, "layer_scale must be from 0 to 10"),
         ("riformer", 16, {"depth": 0}, "depth must be a positive"),
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nas.blocks.efficientvit import LiteMLA
 from nas.blocks.irmb import IRMB, IRMBUnit, WindowAttention
@@ -89,6 +90,30 @@ def test_lite_mla_survives_what_overflows_half_precision(size):
     assert torch.isfinite(mla(x)).all()
     mla.qkv.weight.zero_()
     assert torch.isfinite(mla(x)).all()
+
+
+class FlushSubnormals(TorchFunctionMode):
+    """Every result below the normal numbers of float16 is zero, as on much hardware."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.float16:
+            return torch.where(result.abs() < torch.finfo(torch.float16).tiny, 0, result)
+        return result
+
+
+@pytest.mark.parametrize("side", [80, 160])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_lite_mla_is_accurate_where_a_runtime_computes_in_half_precision(monkeypatch, side, scale):
+    mla = LiteMLA(16, 2, 16)
+    qkv = (scale * (image(1, 2, 48, side * side) + 0.5)).half()
+    expected = mla._attend(qkv.double())
+    monkeypatch.setattr(torch, "promote_types", lambda first, second: first)  # no cast to float32
+    with FlushSubnormals():
+        got = mla._attend(qkv)
+    assert got.dtype == torch.float16
+    assert mla.eps >= torch.finfo(torch.float16).tiny
+    assert (got.double() - expected).norm() < 0.002 * expected.norm()
 
 
 def grid_windows(h: int, w: int, window: int) -> dict[tuple[int, int], list[tuple[int, int]]]:

@@ -76,7 +76,13 @@ def test_path_in_the_working_folder_or_in_ultralytics_datasets_folder(tmp_path, 
         read_dataset(yaml)
     folder = str(tmp_path / "datasets").replace("\\", "/")
     write(tmp_path / "Ultralytics" / "settings.json", f'{{"datasets_dir": "{folder}"}}')
-    assert len(read_dataset(yaml).train) == 3
+    dataset = read_dataset(yaml)
+    assert len(dataset.train) == 3
+    assert dataset.root == tmp_path / "datasets" / "pets"
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "a worker's own"))
+    with pytest.raises(InputError, match="images of 'train' not found"):
+        read_dataset(yaml)
+    assert read_dataset(yaml, dataset.root) == dataset
 
 
 def test_labels_boxes_polygons_background(tmp_path):
@@ -235,6 +241,20 @@ def test_copies_share_the_digest_and_any_change_changes_it(tmp_path):
     assert len(digests) == 5
 
 
+def test_an_image_counts_once_whatever_paths_lead_to_it(tmp_path):
+    real = tmp_path / "real"
+    make(real)
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    (real / "images/train/again.jpg").symlink_to(real / "images/train/0.jpg")
+    write(real / "train.txt", f"{link}/images/train/0.jpg\n{link}/images/train/1.jpg\n{link}/images/val/0.jpg\n")
+    write(real / "data.yaml", YAML.replace("images/train", "[images/train, train.txt]"))
+    dataset = read_dataset(link / "data.yaml")
+    assert len(dataset.train) == 4
+    assert len({path.resolve() for path in dataset.train}) == 4
+    assert "1 images of 'val' are in 'train' too" in dataset.problems[0]
+
+
 def test_links_and_hidden_files(tmp_path):
     yaml = make(tmp_path)
     write(tmp_path / "images/train/._0.jpg", "resource fork")
@@ -257,6 +277,11 @@ def test_nothing_is_written_beside_the_data(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def dataset_of(train, classes) -> Dataset:
+    yaml = Path("data.yaml")
+    return Dataset(yaml, yaml.parent, tuple("abcd"), tuple(train), (), (), "", (), tuple(classes))
+
+
 @given(
     st.lists(st.lists(st.integers(0, 3), max_size=3, unique=True).map(sorted).map(tuple), min_size=2, max_size=200),
     st.floats(0.01, 0.99),
@@ -264,7 +289,7 @@ def test_nothing_is_written_beside_the_data(tmp_path):
 )
 def test_split_covers_is_disjoint_and_repeats(classes, held_out, seed):
     paths = tuple(Path(f"{index}.jpg") for index in range(len(classes)))
-    dataset = Dataset(Path("data.yaml"), tuple("abcd"), paths, (), (), "", (), tuple(classes))
+    dataset = dataset_of(paths, classes)
     fit, held = dataset.split(held_out, seed)
     assert sorted(fit + held) == list(range(len(paths)))
     assert fit
@@ -276,6 +301,20 @@ def test_split_covers_is_disjoint_and_repeats(classes, held_out, seed):
     if rarest is not None:  # its share is kept to within one image
         group = sum(rarest in classes[index] for index in held)
         assert abs(group - len(held) * images_with[rarest] / len(paths)) < 2
+
+
+def test_split_keeps_the_copies_of_a_photo_together():
+    # 20 photos of 3 copies each; the same name in another folder is another photo
+    names = [f"{i % 2}/{i // 2}_jpg.rf.{copy:032x}.jpg" for i in range(20) for copy in range(3)]
+    dataset = dataset_of(map(Path, sorted(names)), [(0,)] * 60)
+    for seed in range(5):
+        fit, held = dataset.split(0.25, seed)
+        assert (len(fit), len(held)) == (45, 15)
+        photos = [{dataset.train[i].as_posix().partition(".rf.")[0] for i in part} for part in (fit, held)]
+        assert (len(photos[0]), len(photos[1])) == (15, 5)
+        assert not photos[0] & photos[1]
+    with pytest.raises(InputError, match="1 photo, too few"):
+        dataset_of(map(Path, names[:3]), [(0,)] * 3).split(0.5, 0)
 
 
 def test_split_depends_on_the_seed_and_refuses_nonsense(tmp_path):

@@ -1,17 +1,22 @@
 """Training as a worker does it, on 24 images of coloured rectangles."""
 
+import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from nas.dataset.description import read_dataset
+from nas.dataset.labels import read_labels
 from nas.errors import InputError, NasError, UnreachableError
 from nas.execution.work import TrainJob, train
 from nas.seeds import derive
 from nas.space.architecture import model_yaml
 from nas.space.reader import whole_skeleton
+from nas.training import proxy
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +38,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
     return TrainJob(
         model_yaml(space.skeleton, space.baseline, 2),
         data=str(root / "data.yaml"),
+        root=str(root),
         cache=str(tmp_path_factory.mktemp("cache")),
         imgsz=64,
         epochs=2,
@@ -54,6 +60,31 @@ def trained(job: TrainJob, trial: int) -> tuple[dict, list]:
         assert each.pop("seconds") > 0
     assert told.pop("pid") > 0
     return told, reports
+
+
+def test_only_train_is_divided_and_scored(job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(Path(job.data).parent, tmp_path / "data")
+    yaml = tmp_path / "data" / "data.yaml"
+    yaml.write_text(yaml.read_text() + "test: images/val\n")
+    dataset = read_dataset(yaml)
+    for image in (*dataset.val, *dataset.test):
+        image.write_bytes(b"")  # whoever decodes it fails
+    seen: list = []
+    whole = proxy.train_proxy
+
+    def spy(model, fit, held_out, **how):
+        seen.append([[labels.tolist() for labels in part.labels] for part in (fit, held_out)])
+        return whole(model, fit, held_out, **how)
+
+    monkeypatch.setattr(proxy, "train_proxy", spy)
+    for seed in (0, 1):
+        train(asdict(replace(job, data=str(yaml), root=str(dataset.root), epochs=1, split_seed=seed)), 0, lambda report: None)
+        parts = dataset.split(job.held_out, seed)
+        assert [len(part) for part in parts] == [18, 6]
+        assert not set(parts[0]) & set(parts[1])
+        assert seen[-1] == [[read_labels(dataset.train[i], 2).tolist() for i in part] for part in parts]
+    assert len({str(labels) for part in seen[0] for labels in part}) == 24, "labels tell the images apart"
+    assert seen[0] != seen[1]
 
 
 def test_equal_seeds_repeat_and_others_do_not(job: TrainJob) -> None:

@@ -25,7 +25,15 @@ def test_round_trip(tmp_path: Path) -> None:
     cache.put("a", price(1.0))
     again = LatencyCache(tmp_path / "new" / "größe", CPU)
     assert again.get("a") == cache.get("a") == price(1.0)
-    assert again.get("b") == {"ms": 3.0, "p90": 3.0 * 1.1, "spread": 0.02, "runs": 50, "params": 2_600_000, "gmacs": 3.25}
+    assert again.get("b") == {
+        "ms": 3.0,
+        "p90": 3.0 * 1.1,
+        "spread": 0.02,
+        "runs": 50,
+        "rough": False,
+        "params": 2_600_000,
+        "gmacs": 3.25,
+    }
 
 
 def test_a_figure_of_a_busy_moment_is_not_kept(tmp_path: Path) -> None:
@@ -56,12 +64,12 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from nas.latency.cache import LatencyCache; "
         "from nas.latency.target import Target; c = LatencyCache(Path(sys.argv[1]), Target('cpu:onnxruntime'))\n"
-        "for i in range(300): c.put(sys.argv[2] + str(i), {'ms': float(i), 'spread': 0.0})"
+        "for i in range(300): c.put(sys.argv[2] + str(i), {'ms': 1.0 + i, 'spread': 0.0, 'rough': False})"
     )
     writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), name]) for name in "ab"]
     assert [writer.wait() for writer in writers] == [0, 0]
     cache = LatencyCache(tmp_path, CPU)
-    assert all(cache.get(f"{name}{i}") == {"ms": float(i), "spread": 0.0} for name in "ab" for i in range(300))
+    assert all(cache.get(f"{name}{i}") == {"ms": 1.0 + i, "spread": 0.0, "rough": False} for name in "ab" for i in range(300))
 
 
 @pytest.mark.parametrize("what", ["threads", "batch", "target", "versions", "machine", "measuring"])
@@ -99,3 +107,10 @@ def test_model_keys() -> None:
     model = {"nc": 3, "backbone": [[-1, 1, "Conv", [16, 3, 2]]]}
     assert model_key(model, 64) == model_key(json.loads(json.dumps(dict(reversed(model.items())))), 64)
     assert len({model_key(model, 64), model_key(model, 96), model_key(model | {"nc": 4}, 64)}) == 3
+
+
+def test_a_figure_that_was_cut_short_is_for_this_run_alone(tmp_path: Path) -> None:
+    cache = LatencyCache(tmp_path, CPU)
+    cache.put("a", as_price(Latency(9.0, 9.1, 0.01, 30, rough=True), 1, 1.0))
+    assert cache.get("a") is not None
+    assert LatencyCache(tmp_path, CPU).get("a") is None

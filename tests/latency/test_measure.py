@@ -7,7 +7,7 @@ import pytest
 from nas.latency import measure as module
 from nas.latency.measure import BLOCKS, MAX_BLOCKS, MIN_RUNS, WARM_UP_SECONDS, Latency, measure
 
-Measured = Callable[[Callable[[int, int], float]], Latency]
+Measured = Callable[..., Latency]
 
 
 class Clock:
@@ -35,12 +35,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def measured(clock: Clock) -> Measured:
     """Measures what takes so many ms in the n-th run (from 0) before or in the n-th block (from 0)."""
 
-    def run_it(milliseconds: Callable[[int, int], float]) -> Latency:
+    def run_it(milliseconds: Callable[[int, int], float], limit_ms: float | None = None) -> Latency:
         def run() -> None:
             clock.now += milliseconds(clock.runs, clock.blocks) / 1e3
             clock.runs += 1
 
-        return measure(run, clock)
+        return measure(run, limit_ms, clock)
 
     return run_it
 
@@ -93,3 +93,11 @@ def test_warm_up_ends_even_if_it_is_never_stable(measured: Measured, clock: Cloc
     latency = measured(lambda run, block: 1.5 ** (run // 3 % 7))
     assert clock.now - began < 2 * WARM_UP_SECONDS
     assert latency.ms > 0
+
+
+@pytest.mark.parametrize(("limit", "blocks"), [(None, BLOCKS), (3.0, BLOCKS), (2.5, 3)])
+def test_what_is_far_over_the_limit_is_measured_briefly(
+    measured: Measured, clock: Clock, limit: float | None, blocks: int
+) -> None:
+    assert measured(lambda run, block: 4.0, limit).ms == pytest.approx(4.0)
+    assert clock.blocks + 1 == blocks

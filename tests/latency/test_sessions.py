@@ -106,7 +106,7 @@ def test_price_of_a_model(model_of_blocks: dict) -> None:
 
     payload = {"model": model_of_blocks, "target": "auto", "imgsz": IMGSZ}
     one, two = (work.price(payload | {"imgsz": imgsz}, 0, reported) for imgsz in (IMGSZ, 2 * IMGSZ))
-    assert set(one) == {"ms", "p90", "spread", "runs", "params", "gmacs"}
+    assert set(one) == {"ms", "p90", "spread", "runs", "rough", "params", "gmacs"}
     assert 0 < one["ms"] <= one["p90"] and one["spread"] >= 0
     assert one["params"] == two["params"] and 3.5 < two["gmacs"] / one["gmacs"] < 4.5
 

@@ -7,7 +7,6 @@ import warnings
 
 import pytest
 
-from nas.review import picture
 from nas.review.picture import Span, latency_span, log_ticks, write_png
 
 from .conftest import HOSTILE, record
@@ -90,4 +89,3 @@ def test_the_latency_axis(make_run):
     assert log_ticks(Span(0.9, 4.5, log=True)) == [1.0, 1.5, 2.0, 3.0, 4.0]
     assert latency_span([], None).log
     assert all(math.isfinite(edge) and edge > 0 for edge in latency_span([record(0, 1.0, 0.1)], None)[:2])
-    assert picture.FRONT != picture.BASELINE

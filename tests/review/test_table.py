@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from nas.review.record import duration, printable
-from nas.review.table import COLUMNS, front_of, picks_of, rich_table, write_csv, write_json, write_whole
+from nas.review.table import COLUMNS, front_of, picks_of, rich_table, write_csv, write_json
 
 from .conftest import HOSTILE, record
 
@@ -82,20 +82,6 @@ def test_terminal_table_marks_picks_and_always_shows_the_baseline(make_run):
     assert "[red]" in text  # not taken for markup
     assert "\x1b" not in text
     assert "\u202e" not in text
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "front.csv"
-    write_whole(path, "old")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(path, "new and longer")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_records_refuse_what_no_figure_can_show():

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -21,8 +19,10 @@ from nas.runs.folder import (
     read_manifest,
     write_config,
     write_manifest,
-    write_text,
+    write_space,
 )
+from nas.space.reader import read_space
+from nas.space.skeleton import find_model
 
 CONFIG = RunConfig(data="döta.yaml", space="demo", budget="2h", target="cpu:onnxruntime", max_latency_ms=2.5)
 HOLD = """
@@ -81,10 +81,25 @@ def test_a_run_is_found_by_path_name_or_date(tmp_path):
 def test_config_and_manifest_read_back(tmp_path):
     write_config(tmp_path, CONFIG, "nas search --name 'ü ü'")
     assert read_config(tmp_path) == (CONFIG, "nas search --name 'ü ü'")
-    write_manifest(tmp_path, classes=("ü",), data_digest="0f")
+    write_manifest(tmp_path, "0f", ("ü",), {"target": "cpu"})
     manifest = read_manifest(tmp_path)
     assert manifest["classes"] == ["ü"]
     assert {"torch", "optuna", "ultralytics"} <= set(manifest["versions"])
+
+
+def test_a_space_is_copied_with_its_own_skeleton(tmp_path):
+    home, run, elsewhere = tmp_path / "home", tmp_path / "run", tmp_path / "elsewhere"
+    for folder in (home / "models", run, elsewhere):
+        folder.mkdir(parents=True)
+    stock, _ = find_model("yolo11n.yaml")
+    (home / "models" / "yolo11s-mine.yaml").write_text(stock.read_text().replace("nc: 80", "nc: 7"))
+    (home / "space.yaml").write_text("skeleton: models/yolo11s-mine.yaml\nslots: {backbone.P4: {block: [keep, repvit]}}\n")
+    write_space(run, home / "space.yaml")
+    before = read_space(home / "space.yaml")
+    shutil.rmtree(home)
+    after = read_space(run / "space.yaml")
+    assert after.skeleton.nc == 7
+    assert [(s.name, s.row) for s in after.skeleton.slots] == [(s.name, s.row) for s in before.skeleton.slots]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +123,7 @@ def test_a_damaged_config_is_named(tmp_path, damage, says):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\udcff"])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "\udcff"])
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=r"manifest\.json"):
@@ -141,36 +156,3 @@ def test_a_folder_that_cannot_be_locked(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(InputError, match="cannot write to"), locked(tmp_path / "run"):
         pass
-
-
-def test_kill_9_leaves_a_whole_file(tmp_path):
-    path = tmp_path / "a.txt"
-    texts = {letter * 2_000_000 for letter in "ab"}
-    for pause in (0.002, 0.005, 0.01, 0.02, 0.04):
-        child = os.fork()
-        if child == 0:
-            while True:
-                for text in texts:
-                    write_text(path, text)
-        while not path.exists():
-            time.sleep(0.001)
-        time.sleep(pause)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        assert path.read_text() in texts
-
-
-def test_a_failing_write_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-    whole = Path.write_text
-
-    def full(self, text, **more):
-        whole(self, text[:1], **more)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

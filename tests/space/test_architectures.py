@@ -70,7 +70,6 @@ def test_every_drawn_architecture(space: SearchSpace, seed: int) -> None:
 @quick
 @given(spaces(), st.integers(0, 2**32))
 def test_size_neighbours_and_baseline(space: SearchSpace, seed: int) -> None:
-    assert space.params(space.baseline) is not None or space.baseline.is_skeleton
     here = space.sample(random.Random(seed), 640)
     placed = {p.slot: p for p in here.placements}
     near = list(space.neighbours(here))
@@ -79,7 +78,7 @@ def test_size_neighbours_and_baseline(space: SearchSpace, seed: int) -> None:
         assert sum(placed.get(slot.slot.name) != moved.get(slot.slot.name) for slot in space.slots) == 1
         assert space.params(other) is not None
     assert len({other.id for other in near}) == len(near) == sum(len(slot.options) - 1 for slot in space.slots)
-    for small in space.smallest():
+    for small in space.smallest(640):
         assert space.params(small) is not None
     if space.size <= 500:
         everything = list(space.enumerate())
@@ -123,7 +122,7 @@ def test_only_what_matters_is_asked() -> None:
 
     space.draw(choose)
     assert {name.rpartition(".")[2] for name in asked} == {"block", "width", "depth"}
-    assert len(asked) == 3 * 8
+    assert len(asked) == 3 * 8 - 1  # backbone.P2 has one depth
 
 
 @pytest.mark.parametrize("name", ["yolo12n", "yolo26n"])
@@ -134,6 +133,32 @@ def test_keep_rounds_to_what_attention_rows_can_use(name: str) -> None:
     for width in (0.1, 0.5, 0.75, 1.25, 1.6):
         placement = place(slot, KEEP, width, None, None, {})
         assert placement is None or placement.channels % unit == 0
+
+
+def test_the_smallest_is_cheap_in_every_knob_and_allowed() -> None:
+    skeleton = read_skeleton("yolo11n.yaml")
+    knobs = {"irmb": {"ratio": (4.0, 2.0), "window": (0, 9, 7), "kernel": (5, 3)}, "mobile_mqa": {"kv_stride": (1, 4, 2)}}
+    both = ("irmb", "mobile_mqa")
+    choices = [
+        SlotChoices(skeleton.slot(name), both, (1.0, 0.5, 0.75), (2, 1), (4, 2), knobs)
+        for name in ("backbone.P4", "backbone.P5")
+    ]
+
+    def smallest(*rules: str, imgsz: int = 640) -> list[list[str]]:
+        forbid = tuple(Rule.parse(rule, rule_names(skeleton)) for rule in rules)
+        space = SearchSpace(skeleton, tuple(choices), forbid)
+        found = space.smallest(imgsz)
+        assert all(space.forbidding_rule(architecture, imgsz) is None for architecture in found)
+        return [list(architecture.describe(skeleton).values()) for architecture in found]
+
+    irmb, mqa = "irmb w0.5 h2 ratio=2.0", "mobile_mqa w0.5 h2 kv_stride=4"
+    assert smallest() == [[irmb] * 2, [mqa] * 2]
+    narrow = "backbone.P4.block == 'irmb' and backbone.P4.width < 0.75"
+    assert smallest(narrow) == [["irmb w0.75 h2 ratio=2.0", irmb], [mqa] * 2]
+    assert smallest("backbone.P5.block == 'irmb' and imgsz > 480") == [[irmb, mqa], [mqa] * 2]
+    assert smallest("backbone.P5.block == 'irmb' and imgsz > 480", imgsz=320) == smallest()
+    assert smallest(narrow, "backbone.P5.kv_stride > 2")[1] == [mqa, "mobile_mqa w0.5 h2 kv_stride=2"]
+    assert smallest("imgsz > 480") == []
 
 
 def test_ids_are_stable() -> None:

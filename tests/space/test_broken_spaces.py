@@ -20,6 +20,8 @@ FAULTS = [
     ("skeleton is a number", "\nskeleton: 11\nslots: {}\n", 2, "no 'skeleton'", "skeleton: yolo11n.yaml"),
     ("unknown skeleton", "skeleton: yolo11nn.yaml\n", 1, "'yolo11nn.yaml'", "did you mean 'yolo11n'?"),
     ("absurdly long skeleton", f"skeleton: {'a' * 5000}\n", 1, "no model YAML", "known: "),
+    ("skeleton in a folder that is not there", "skeleton: no/yolo11n.yaml\n", 1, "'no/yolo11n.yaml'", "correct the path"),
+    ("skeleton of another task", "skeleton: yolo11n-seg.yaml\n", 1, "the last row is Segment, not a det", "end with Detect"),
     ("skeleton without slots", "skeleton: yolov6n.yaml\n", 1, "yolov6n.yaml has no slot", "version 5 or later"),
     ("no slots", "skeleton: yolo11n.yaml\n", 1, "no 'slots'", "backbone.P2"),
     ("slots is a list", TOP + "  - backbone.P4\n", 2, "no 'slots'", "backbone.P2"),
@@ -40,7 +42,13 @@ FAULTS = [
     ("depth 0", P4 + "    depth: [1, 0]\n", 5, "'depth' of 'backbone.P4': 0 ", "a whole number from 1 to 64"),
     ("depth float", P4 + "    depth: 1.5\n", 5, "1.5", "a whole number from 1 to 64"),
     ("depth huge", P4 + "    depth: 1000000000\n", 5, "1000000000", "a whole number from 1 to 64"),
-    ("heads 0", P4 + "    heads: 0\n", 5, "'heads' of 'backbone.P4': 0 ", "a whole number from 1 to 64"),
+    ("heads 0", P4 + "    heads: 0\n", 5, "'heads' of 'backbone.P4': 0 ", "a whole number from 1 to 128"),
+    ("heads huge", P4 + "    heads: 129\n", 5, "'heads' of 'backbone.P4': 129 ", "a whole number from 1 to 128"),
+    ("window huge", P4 + "    irmb: {window: 65}\n", 5, "'window' of 'backbone.P4': 65 ", "from 0 to 64"),
+    ("kernel huge", P4 + "    irmb: {kernel: 33}\n", 5, "'kernel' of 'backbone.P4': 33 ", "from 1 to 31"),
+    ("ratio huge", P4 + "    irmb: {ratio: 1.0e+9}\n", 5, "1000000000.0", "from 0.125 to 16"),
+    ("key_dim huge", P4 + "    mobile_mqa: {key_dim: 1025}\n", 5, "1025", "from 1 to 1024"),
+    ("kv_stride huge", P4 + "    mobile_mqa: {kv_stride: 17}\n", 5, "17", "from 1 to 16"),
     ("empty choice", P4 + "    depth: []\n", 5, "'depth' of 'backbone.P4' is empty", "give at least one choice"),
     ("null choice", P4 + "    depth:\n", 5, "None", "a whole number from 1 to 64"),
     ("duplicate choice", P4 + "    width: [1, 1.0]\n", 5, "1.0 stands there twice", "remove one"),
@@ -77,6 +85,8 @@ FAULTS = [
     ("rule: or without a name", FORBID + "  - imgsz == 640 or 960\n", 5, "'960' compares nothing", "in (value, value)"),
     ("rule: nothing compared", FORBID + "  - \"'irmb'\"\n", 5, "compares nothing", "name == value"),
     ("rule: imgsz alone", FORBID + "  - backbone.P4.depth > 1 and imgsz\n", 5, "'imgsz' compares nothing", "name == value"),
+    ("rule: block alone", FORBID + "  - backbone.P4.block\n", 5, "'backbone.P4.block' compares nothing", "name == value"),
+    ("rule: not of a depth", FORBID + "  - not backbone.P4.depth\n", 5, "'backbone.P4.depth' compares nothing", "name =="),
     ("rule: not of a number", FORBID + "  - imgsz > 1 and not -1\n", 5, "'-1' compares nothing", "name == value"),
     ("rule: deep", FORBID + f"  - {'(' * 240}imgsz{')' * 240}\n", 5, "((((", "not a comparison"),
 ]
@@ -169,6 +179,12 @@ BROKEN_SKELETONS = [
         1,
         "scales",
     ),
+    (
+        "another task",
+        "backbone:\n  - [-1, 1, C2f, [8]]\nhead:\n  - [0, 1, C2f, [8]]\n  - [[1], 1, OBB, [nc, 1]]\n",
+        5,
+        "the last row is OBB, not a detection head (nas searches detectors only: end with Detect or v10Detect)",
+    ),
     ("nc is a word", "nc: x\nbackbone:\n  - [-1, 1, Conv, [8]]\nhead:\n  - [0, 1, Conv, [8]]\n", 1, "nc"),
 ]
 
@@ -200,7 +216,9 @@ def test_an_unknown_activation_is_refused_with_file_and_line(tmp_path: Path, act
 @pytest.mark.parametrize("activation", ["nn.SiLU()", "torch.nn.LeakyReLU(0.1)", "nn.ReLU(inplace=True)"])
 def test_known_activations_are_read(tmp_path: Path, activation: str) -> None:
     (tmp_path / "mine.yaml").write_text(
-        f"activation: {activation}\nbackbone:\n  - [-1, 1, Conv, [8]]\nhead:\n  - [-1, 1, C2f, [8]]\n", encoding="utf-8"
+        f"activation: {activation}\nbackbone:\n  - [-1, 1, Conv, [8]]\n"
+        "head:\n  - [-1, 1, C2f, [8]]\n  - [[-1], 1, Detect, [nc]]\n",
+        encoding="utf-8",
     )
     (tmp_path / "space.yaml").write_text("skeleton: mine.yaml\nslots: {'neck.*': {block: keep}}\n", encoding="utf-8")
     assert read_space(tmp_path / "space.yaml").skeleton.extras["activation"] == activation

@@ -57,6 +57,26 @@ def test_meaning(text: str, expected: bool) -> None:
     assert space.forbidding_rule(ARCHITECTURE, 640) == (rule if expected else None)
 
 
+@pytest.mark.parametrize(
+    ("skeleton", "slot", "block", "heads", "widths"),
+    [
+        ("yolov9m.yaml", "backbone.P3", "repvit", None, (0.65, 0.75, 1.0)),
+        ("yolo11n.yaml", "backbone.P2", "irmb", 12, (0.7, 1.1, 1.0)),
+    ],
+)
+def test_a_width_is_the_factor_as_written_whatever_rounding_made_of_it(skeleton, slot, block, heads, widths) -> None:
+    read = read_skeleton(skeleton)
+    choices = SlotChoices(read.slot(slot), ("keep", block), widths, (), (heads,) if heads else ())
+    rules = {w: Rule.parse(f"{slot}.width == {w} and {slot}.width <= {w}", rule_names(read)) for w in choices.widths}
+    for width, rule in rules.items():
+        space = SearchSpace(read, (choices,), (rule,))
+        placed = place(read.slot(slot), block, width, None, heads, {})
+        assert width == 1 or placed.channels / read.slot(slot).row.c2 != width
+        forbidden = space.forbidding_rule(Architecture(read.name, (placed,)), 640) is rule
+        assert forbidden == (width == float(choices.options[placed][f"{slot}.width"]))
+        assert forbidden or heads, "no two factors give the same channels but where heads round them"
+
+
 def test_the_first_rule_that_forbids_is_named_and_the_image_size_counts() -> None:
     rules = tuple(Rule.parse(t, rule_names(SKELETON)) for t in ("imgsz > 640", "backbone.P4.heads == 8"))
     space = SearchSpace(SKELETON, (), rules)

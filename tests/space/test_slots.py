@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from nas.errors import InputError
 from nas.space.reader import find_space, read_space, spaces_folder, whole_skeleton
 from nas.space.skeleton import read_skeleton
 
@@ -179,6 +180,28 @@ def test_a_skeleton_beside_the_space_is_found_and_whole_skeleton_lists_all_slots
     slots = read(tmp_path, "  '*': {block: repvit}\n", "mine.yaml")
     assert [(slot.layer, slot.row.c1, slot.row.c2, slot.depth) for slot in (s.slot for s in slots.values())] == [(2, 16, 16, 2)]
     assert [choices.slot.name for choices in whole_skeleton(str(tmp_path / "mine.yaml")).slots] == ["backbone.P2"]
+
+
+def test_a_space_finds_the_skeleton_beside_it_before_one_in_the_working_folder(tmp_path: Path, monkeypatch) -> None:
+    detector = "backbone:\n  - [-1, 1, C2f, [{}, True]]\nhead:\n  - [[0], 1, Detect, [nc]]\n"
+    (tmp_path / "mine.yaml").write_text(detector.format(16), encoding="utf-8")
+    (tmp_path / "cwd").mkdir()
+    (tmp_path / "cwd" / "mine.yaml").write_text(detector.format(32), encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "cwd")
+    (slot,) = read(tmp_path, "  '*': {block: repvit}\n", "mine.yaml").values()
+    assert slot.slot.row.c2 == 16
+
+
+def test_models_of_other_tasks_can_be_looked_at() -> None:
+    assert [choices.slot.name for choices in whole_skeleton("yolo11n-seg.yaml").slots] == NAMES
+
+
+def test_a_shipped_space_is_meant_by_a_bare_name_only(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_space("demo.yaml") == find_space("demo") == spaces_folder() / "demo.yaml"
+    with pytest.raises(InputError, match=r"no search space 'typo/dir/demo.yaml'") as caught:
+        find_space("typo/dir/demo.yaml")
+    assert "correct the path" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("path", sorted(spaces_folder().glob("*.yaml")), ids=lambda path: path.stem)

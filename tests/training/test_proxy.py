@@ -2,11 +2,22 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 
 from nas.errors import InputError
 from nas.training.augment import Augmentation
-from nas.training.proxy import DivergedError, Outcome, Progress, Recipe, _rate, train_proxy, training_dtype
+from nas.training.proxy import (
+    Average,
+    DivergedError,
+    Outcome,
+    Progress,
+    Recipe,
+    _optimizer,
+    _rate,
+    train_proxy,
+    training_dtype,
+)
 from nas.yolo.decode import Images
 
 Rectangles = Callable[[int, int, int], Images]
@@ -92,6 +103,48 @@ def test_precision_is_asked_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=features: found, raising=False)
         assert training_dtype(CPU) == dtype
     assert training_dtype(torch.device("meta")) == torch.float32
+
+
+def test_only_weights_of_convolutions_and_linear_layers_decay() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear, self.up = nn.Conv2d(2, 2, 1), nn.Linear(2, 2), nn.ConvTranspose2d(2, 2, 2)
+            self.bn, self.ln, self.gn = nn.BatchNorm2d(2), nn.LayerNorm(2), nn.GroupNorm(1, 2)
+            self.scale = nn.Parameter(torch.ones(2, 2))
+            self.dfl = nn.Sequential(nn.Conv2d(2, 1, 1))
+
+    net = nn.Sequential(Net())
+    names = {id(parameter): name.removeprefix("0.") for name, parameter in net.named_parameters()}
+    groups = {
+        g["weight_decay"]: {names[id(p)] for p in g["params"]} for g in _optimizer(net, Recipe(weight_decay=0.5)).param_groups
+    }
+    decayed = {"conv.weight", "linear.weight", "up.weight"}
+    assert groups == {0.5: decayed, 0.0: {name for name in names.values() if ".dfl." not in f"0.{name}"} - decayed}
+
+
+@pytest.mark.parametrize(
+    ("horizon", "expected"),
+    [
+        (0.0, [1, 2, 3, 4, 5, 6, 7, 8]),  # the latest
+        (1.5, [1, 2, 3, 4, 4.8, 5.6, 6 + 8 / 15, 7.5111111]),  # shares 1, 1, 1, 1, 1/1.25, 1/1.5, 1/1.5, 1/1.5
+        (100.0, [1, 2, 3, 4, 4.8, 5.6, 6.4, 7.2]),  # early on, a share of 4 / step
+    ],
+)
+def test_average_of_weights_and_statistics(horizon: float, expected: list[float]) -> None:
+    norm = nn.BatchNorm2d(1)
+    average = Average(norm, horizon)
+    for step, value in enumerate(expected, 1):
+        for tensor in (norm.weight.data, norm.running_mean, norm.running_var):
+            tensor.fill_(step)
+        norm.num_batches_tracked += 1
+        average.update()
+        kept = {key: tensor.clone() for key, tensor in norm.state_dict().items()}
+        average.apply()
+        for key in ("weight", "running_mean", "running_var"):
+            assert norm.state_dict()[key].item() == pytest.approx(value, rel=1e-5)
+        assert norm.bias.item() == 0 and norm.num_batches_tracked.item() == step
+        norm.load_state_dict(kept)
 
 
 def test_learning_rate_rises_then_falls() -> None:

@@ -46,7 +46,8 @@ def write_set(root: Path, split: str, count: int, seed: int) -> tuple[list[Path]
     return paths, labels
 
 
-def test_map_equals_ultralytics_validation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("skeleton", ["yolo11n.yaml", "yolo26n.yaml"])  # with NMS, and end to end
+def test_map_equals_ultralytics_validation(tmp_path: Path, skeleton: str) -> None:
     torch.set_num_threads(1)
     train = decode(*write_set(tmp_path, "train", 48, 0), IMGSZ, tmp_path / "cache")
     val = decode(*write_set(tmp_path, "val", 32, 1), IMGSZ, tmp_path / "cache")
@@ -54,8 +55,8 @@ def test_map_equals_ultralytics_validation(tmp_path: Path) -> None:
     data.write_text(yaml.safe_dump({"path": str(tmp_path), "train": "images/train", "val": "images/val", "names": NAMES}))
 
     torch.manual_seed(0)
-    yolo = YOLO("yolo11n.yaml")
-    model = type(yolo.model)("yolo11n.yaml", ch=3, nc=3, verbose=False)
+    yolo = YOLO(skeleton)
+    model = type(yolo.model)(skeleton, ch=3, nc=3, verbose=False)
     train_proxy(model, train, val, nc=3, epochs=10, recipe=Recipe(), seed=0, device=CPU, report=lambda p: None)
     ours = evaluate(model, val, 3, batch=8, device=CPU)
 
@@ -63,7 +64,7 @@ def test_map_equals_ultralytics_validation(tmp_path: Path) -> None:
     theirs = yolo.val(
         data=str(data), imgsz=IMGSZ, batch=8, rect=False, plots=False, workers=0, device="cpu", project=str(tmp_path)
     )
-    assert theirs.box.map > 0.1, "real predictions are needed to compare anything"
+    assert theirs.box.map > 0.05, "real predictions are needed to compare anything"
     assert ours.map == pytest.approx(theirs.box.map, abs=0.002)
     assert ours.map50 == pytest.approx(theirs.box.map50, abs=0.002)
     assert sorted(ours.per_class) == [0, 1]  # a class without labels does not count

@@ -1,0 +1,166 @@
+"""One session of a search: the run folder locked, an executor opened, the loop run, the results written whatever ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nas.cache import cache_root
+from nas.config import Budget, RunConfig
+from nas.dataset.description import Dataset
+from nas.execution.executor import Executor
+from nas.execution.work import TrainJob
+from nas.hardware import threads_per_worker, worker_environment
+from nas.latency.cache import LatencyCache
+from nas.latency.target import Target
+from nas.outcome import records_of, summary_of, write_tables
+from nas.review.progress import Progress
+from nas.run import Run, writing
+from nas.runs import folder as folders
+from nas.runs.ledger import Ledger
+from nas.runs.store import STORE_ERRORS, Store
+from nas.seeds import derive
+from nas.space.reader import read_space
+from nas.study import Study
+
+log = logging.getLogger("nas")
+
+
+def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Progress, command: str) -> Run:
+    """Search, or go on searching, in a run folder.
+
+    Raises:
+        NasError: see `Study.run`; also when the folder is in use or can no longer be written. The store keeps whatever
+            had ended by then, and the result files are written where that is still possible.
+    """
+    with folders.locked(folder), writing(folder), _log_file(folder / "search.log"):
+        folders.write_config(folder, config, command)
+        store = Store(folder, create=not (folder / "study.db").is_file())
+        space = read_space(folder / "space.yaml")
+        ledger = Ledger(Budget.parse(config.budget), store)
+        prices = LatencyCache(cache_root() / "latency", Target.parse(config.target))
+        for problem in (*dataset.problems, *space.notes):
+            log.warning(problem)
+
+        def record() -> None:
+            records = records_of(store.entries, space.skeleton, config.max_latency_ms)
+            write_tables(folder, records, summary_of(folder, config, space.skeleton, store, ledger))
+
+        try:
+            with _keeping_results(folder, store):
+                store.put_fact("stopped_because", None)
+                with contextlib.closing(_executor(config, folder)) as executor, progress:
+                    study = Study(
+                        config=config,
+                        space=space,
+                        nc=dataset.nc,
+                        store=store,
+                        executor=executor,
+                        prices=prices,
+                        ledger=ledger,
+                        jobs=_jobs(config, dataset),
+                        folder=folder,
+                        watch=progress,
+                        record=record,
+                    )
+                    with _interruptible(study):
+                        store.put_fact("stopped_because", study.run())
+        except STORE_ERRORS as error:
+            # Optuna wraps what SQLite says of a full or read-only disk.
+            raise OSError(f"the store: {str(error).splitlines()[0]}") from error
+    return Run(folder)
+
+
+@contextlib.contextmanager
+def _keeping_results(folder: Path, store: Store) -> Iterator[None]:
+    """Write the reason and the result files at the end; an error on the way keeps its precedence over theirs."""
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        with contextlib.suppress(Exception):  # the error under way says more than one of writing a report
+            store.put_fact("stopped_because", "interrupted" if interrupted else f"error: {str(error).splitlines()[0]}")
+            _report(folder, store)
+        if not interrupted:
+            raise
+    else:
+        _report(folder, store)
+
+
+def _report(folder: Path, store: Store) -> None:
+    if any(entry.state == "done" for entry in store.entries):
+        Run(folder).report()
+
+
+def _jobs(config: RunConfig, dataset: Dataset) -> Callable[[dict[str, Any]], TrainJob]:
+    threads = threads_per_worker(config.workers, config.device)
+
+    def job(model: dict[str, Any]) -> TrainJob:
+        return TrainJob(
+            model,
+            data=config.data,
+            root=str(dataset.root),
+            cache=str(cache_root()),
+            imgsz=config.imgsz,
+            epochs=config.epochs,
+            batch=config.batch,
+            lr0=config.lr0,
+            held_out=config.held_out,
+            split_seed=derive(config.seed, 0, "split"),
+            device=config.device,
+            threads=threads,
+        )
+
+    return job
+
+
+def _executor(config: RunConfig, folder: Path) -> Executor:
+    environments = worker_environment(config.workers, config.device)
+    target = Target.parse(config.target)
+    lane = worker_environment(1, target.device, threads=target.threads)[0]
+    if config.executor == "ray":
+        from nas.execution.ray import RayExecutor  # noqa: PLC0415  (ray is heavy)
+
+        return RayExecutor(environments, lane, folder / "workers", gpus=1 if config.device == "cuda" else 0)
+    from nas.execution.local import LocalExecutor  # noqa: PLC0415
+
+    return LocalExecutor(environments, lane, folder / "workers")
+
+
+@contextlib.contextmanager
+def _interruptible(study: Study) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets running trials end, the second ends the search now."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: object) -> None:
+        signal.signal(number, before[number])
+        study.interrupt()
+
+    before: dict[int, Any] = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("nas")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
