@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from functools import lru_cache
+from pathlib import Path
 
 from nas.cache import cache_root
 
@@ -66,10 +67,11 @@ def default_workers(devices: int) -> int:
 
 
 def _free_memory() -> int:
-    """Bytes of memory that are free, as far as the system tells; plenty where it does not."""
+    """Bytes of memory that new processes can have, caches given back, as far as the system tells; plenty where not."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        return int(text.partition("MemAvailable:")[2].split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
         return 2**50
 
 

@@ -66,7 +66,12 @@ def test_a_driver_without_gpus(driver: Callable, monkeypatch: pytest.MonkeyPatch
 
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "cores", lambda: 8)
+    monkeypatch.setattr(hardware, "_free_memory", lambda: 2**40)
     assert hardware.default_workers(0) == 8 and hardware.default_workers(3) == 3
+    monkeypatch.setattr(hardware, "_free_memory", lambda: 7 * hardware.WORKER_BYTES // 2)
+    assert hardware.default_workers(0) == 3 and hardware.default_workers(3) == 3
+    monkeypatch.setattr(hardware, "_free_memory", lambda: 0)
+    assert hardware.default_workers(0) == 1
     assert [hardware.threads_per_worker(n, "cpu") for n in (1, 3, 8, 20)] == [8, 2, 1, 1]
     environments = hardware.worker_environment(2, "cpu")
     assert [e["OMP_NUM_THREADS"] for e in environments] == ["4", "4"]
