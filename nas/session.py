@@ -15,7 +15,7 @@ from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
 from nas.execution.executor import Executor
 from nas.execution.work import TrainJob
-from nas.hardware import threads_per_worker, worker_environment
+from nas.hardware import cuda_devices, threads_per_worker, worker_environment
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.outcome import records_of, summary_of, write_tables
@@ -103,7 +103,7 @@ def _jobs(config: RunConfig, dataset: Dataset) -> Callable[[dict[str, Any]], Tra
     def job(model: dict[str, Any]) -> TrainJob:
         return TrainJob(
             model,
-            data=config.data,
+            data=str(dataset.yaml),
             root=str(dataset.root),
             cache=str(cache_root()),
             imgsz=config.imgsz,
@@ -126,7 +126,9 @@ def _executor(config: RunConfig, folder: Path) -> Executor:
     if config.executor == "ray":
         from nas.execution.ray import RayExecutor  # noqa: PLC0415  (ray is heavy)
 
-        return RayExecutor(environments, lane, folder / "workers", gpus=1 if config.device == "cuda" else 0)
+        share = min(1.0, cuda_devices() / config.workers) if config.device == "cuda" else 0.0
+        cores = threads_per_worker(config.workers, config.device)
+        return RayExecutor(environments, lane, folder / "workers", cores=cores, gpus=share)
     from nas.execution.local import LocalExecutor  # noqa: PLC0415
 
     return LocalExecutor(environments, lane, folder / "workers")

@@ -24,6 +24,7 @@ from nas.latency.cache import LatencyCache, model_key
 from nas.review.progress import Status
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
+from nas.search.unseen import ENUMERABLE, find_unseen
 from nas.seeds import derive
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.search_space import SearchSpace
@@ -36,7 +37,6 @@ MAX_ATTEMPTS = 3
 SAME_FAILURES = 8
 MISSES = 5
 MANY_MISSES = 500
-ENUMERABLE = 50_000
 EVERYTHING_TRIED = "every architecture of the space was tried"
 NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over the limit, forbidden or known"
 PRICED_AHEAD = 1
@@ -142,15 +142,15 @@ class Study:
     def _step(self) -> bool:
         """One round: start what can start, wait for events, take them in. False when all is done."""
         self._start()
-        if not self._stopping and not self._exhausted and self._wants_more():
+        if self._wants_more():
             self._propose()
             self._start()
         if not self._queue and not self._running and not self._pricing:
-            return not self._stopping and not self._exhausted and self._wants_more()
+            return self._wants_more()
         if not self._running and not self._pricing and not self._may_start():
             return False  # what waits in the queue no longer fits: it stays queued for a larger budget
         # A cached price leaves nothing to wait for: the next proposal comes at once.
-        for event in self._executor.poll(0.0 if self._wants_more() and not self._stopping else POLL_SECONDS):
+        for event in self._executor.poll(0.0 if self._wants_more() else POLL_SECONDS):
             self._take(event)
         if self._hopeless:
             raise self._hopeless
@@ -159,8 +159,14 @@ class Study:
         return True
 
     def _wants_more(self) -> bool:
-        """Whether to propose now: the lane is free, little waits, and the budget has room."""
-        if self._pricing or not self._executor.lane_free or len(self._queue) >= PRICED_AHEAD:
+        """Whether to propose now: nothing says stop, the lane is free, little waits, and the budget has room."""
+        if (
+            self._stopping
+            or self._exhausted
+            or self._pricing
+            or not self._executor.lane_free
+            or len(self._queue) >= PRICED_AHEAD
+        ):
             return False
         return self._ledger.fits(self._elapsed(), len(self._queue))
 
@@ -242,7 +248,9 @@ class Study:
         """
         number = len(self._store)
         if fixed is None and self._misses >= MISSES:
-            fixed = self._unseen(random.Random(derive(self._config.seed, number, "fallback")))
+            near = [e.architecture for e in self._store.entries if e.state in {"done", "queued", "running"}]
+            rng = random.Random(derive(self._config.seed, number, "fallback"))
+            fixed = find_unseen(self._space, self._seen, near, self._config.imgsz, rng)
             if fixed is None:
                 self._exhausted = EVERYTHING_TRIED if self._space.size <= ENUMERABLE else NOTHING_NEW
                 return
@@ -259,24 +267,6 @@ class Study:
             self._reject(number, f"forbidden: {rule.text}")
             return
         self._price(number)
-
-    def _unseen(self, rng: random.Random) -> Architecture | None:
-        """An architecture that was never proposed: near a feasible one if possible, else anywhere; None if all are."""
-        feasible = [e.architecture for e in self._store.entries if e.state in {"done", "queued", "running"}]
-        if feasible:
-            near = [a for a in self._space.neighbours(rng.choice(feasible)) if a.id not in self._seen]
-            near = [a for a in near if self._space.forbidding_rule(a, self._config.imgsz) is None]
-            if near:
-                return rng.choice(near)
-        if self._space.size <= ENUMERABLE:
-            left = [a for a in self._space.enumerate() if a.id not in self._seen]
-            left = [a for a in left if self._space.forbidding_rule(a, self._config.imgsz) is None]
-            return rng.choice(left) if left else None
-        for _ in range(1000):
-            drawn = self._space.sample(rng, self._config.imgsz)
-            if drawn is not None and drawn.id not in self._seen:
-                return drawn
-        return None
 
     def _price(self, number: int) -> None:
         """Have a proposal measured, unless somebody asked to stop: a resumed search then draws it again."""

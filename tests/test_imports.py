@@ -21,7 +21,7 @@ ARROWS = {
     "api": {"run", "session", "latency", "review", "runs", "dataset", "hardware"},
     "run": {"outcome", "export", "review", "runs"},
     "session": {"study", "run", "outcome", "execution", "latency", "review", "runs", "dataset", "hardware", "cache"},
-    "study": {"execution", "latency", "review", "runs"},
+    "study": {"execution", "latency", "review", "runs", "search"},
     "outcome": {"export", "review", "runs"},
     "execution": {"training", "latency", "yolo", "dataset"},
     "runs": {"search"},

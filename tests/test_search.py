@@ -66,10 +66,9 @@ def run(home: Path) -> Path:
     again = [*CLI, "search", "--resume", "search"]
     with (home / "second.log").open("w") as log:
         search = subprocess.Popen(again, cwd=home, stdout=log, stderr=log)
-    while not (folder / "holder.json").exists() and search.poll() is None and time.monotonic() < deadline:
+    while "explore" not in (home / "second.log").read_text() and search.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(1)  # Ctrl-C in the middle: what runs ends, the front is written, and the rest waits
-    search.send_signal(signal.SIGINT)
+    search.send_signal(signal.SIGINT)  # Ctrl-C: what runs ends, the front is written, and the rest waits
     assert search.wait(300) == 130, (home / "second.log").read_text()
     assert "--resume" in (home / "second.log").read_text()
     assert (folder / "front.csv").exists()
@@ -146,3 +145,13 @@ def test_the_winner_trains_reloads_and_exports_in_ultralytics(run: Path, home: P
     best = str(home / "runs" / "winner" / "weights" / "best.pt")
     done = subprocess.run([sys.executable, "-c", check, best], cwd=home, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_without_data_the_built_in_set_is_searched_and_resumed(tmp_path: Path) -> None:
+    words = ["--space", "demo", "--imgsz", "32", "--epochs", "1", "--budget", "1trials", "--quiet"]
+    done = subprocess.run([*CLI, "search", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    again = [*CLI, "search", "--resume", "search", "--add-budget", "1trials", "--quiet"]
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(finished(tmp_path / "results" / "search")) == 2
