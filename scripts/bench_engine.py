@@ -21,6 +21,8 @@ from typing import Any
 from nas.config import Budget, RunConfig
 from nas.execution.executor import Attempt, Event, Result
 from nas.execution.work import TrainJob
+from nas.outcome import records_of, summary_of, write_tables
+from nas.runs.folder import write_config, write_manifest
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.seeds import derive
@@ -76,6 +78,14 @@ def engine(space: SearchSpace, sampler: str, trials: int) -> float:
     config = RunConfig("none", "none", f"{trials}trials", "cpu:onnxruntime", max_latency_ms=1.9, sampler=sampler)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), create=True)
+        write_config(Path(folder), config, "bench")
+        write_manifest(Path(folder), "", ["object"], {})
+        ledger = Ledger(Budget.parse(config.budget), store)
+
+        def record() -> None:
+            records = records_of(store.entries, space.skeleton, config.max_latency_ms)
+            write_tables(Path(folder), records, summary_of(Path(folder), config, space.skeleton, store, ledger))
+
         study = Study(
             config,
             space,
@@ -83,11 +93,11 @@ def engine(space: SearchSpace, sampler: str, trials: int) -> float:
             store,
             InstantExecutor(),
             EveryPrice(),  # type: ignore[arg-type]
-            Ledger(Budget.parse(config.budget), store),
+            ledger,
             lambda model: TrainJob(model, "", "", "", 640, 5, 8, 0.004, 0.2, 0, "cpu", 1),
             Path(folder),
             watch=lambda _: None,
-            record=lambda: None,
+            record=record,
         )
         began = time.process_time()
         study.run()
@@ -125,7 +135,7 @@ def main() -> None:
         figures |= {f"driver_ms_per_trial_{sampler}": ours, f"bare_optuna_ms_per_trial_{sampler}": bare}
         figures[f"ratio_{sampler}"] = ours / bare
         print(f"{sampler:>6}: {ours:6.1f} ms CPU a trial, bare Optuna {bare:6.1f} ms, ratio {ours / bare:.2f}")
-    print(f"goal: {GOAL_MS:.0f} ms with random (the proposal itself excluded)")
+    print(f"goal: {GOAL_MS:.0f} ms, proposal, price from the cache and record (store, trials.csv, front.*) included")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
