@@ -2,6 +2,7 @@
 the command line and the reports read this; the torch classes live in one file per paper beside it.
 
 A block's class is called as `Block(c1, c2, depth, *, heads=None, **knobs)` and maps (N, c1, H, W) to (N, c2, H, W).
+Rows of a larger stride (stems and entries of whole backbones) are called alike and stand in fixed model YAMLs only.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class BlockSpec:
 
     `name` is the word in search spaces, `row` the module name in a model YAML, `source` is "module:class" of the torch
     class. `default_heads(channels)` gives the head count where the space names none; None marks a block without heads.
-    `heads_divide` says that channels are rounded to a multiple of the head count.
+    `heads_divide` says that channels are rounded to a multiple of the head count. `stride` is that of the output to the
+    input: only a block of stride 1 can stand in a slot.
     """
 
     name: str
@@ -63,6 +65,7 @@ class BlockSpec:
     default_heads: Callable[[int], int] | None = None
     heads_divide: bool = False
     knobs: Mapping[str, Knob] = field(default_factory=dict)
+    stride: int = 1
 
     @property
     def has_heads(self) -> bool:
@@ -149,5 +152,5 @@ _SPECS = (
     ),
 )
 
-CATALOG: Mapping[str, BlockSpec] = {spec.name: spec for spec in _SPECS}
+CATALOG: Mapping[str, BlockSpec] = {spec.name: spec for spec in _SPECS if spec.stride == 1}
 ROWS: Mapping[str, BlockSpec] = {spec.row: spec for spec in _SPECS}

@@ -224,6 +224,8 @@ def _resolve(
 
 def _stride(module: str, args: list[Any]) -> float:
     """The change of stride that a row makes."""
+    if module in ROWS:
+        return ROWS[module].stride
     if module in {"ADown", "AConv"}:
         return 2
     if module in {"Conv", "GhostConv", "DWConv", "Focus", "SCDown"}:
