@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from nas.blocks.catalog import CATALOG
+from nas.blocks.register import file_of
 from nas.files import write_whole
 from nas.review.record import Record, RunSummary, printable
 from nas.space.architecture import Architecture, model_yaml
@@ -37,6 +39,10 @@ def write_winner(
     placement = [f"#   {slot}: {text}" for slot, text in record.placement.items()] or ["#   (nothing: the skeleton as it is)"]
     score = f"{record.map:.4f}" if record.map is not None else "unknown"
     latency = f"{record.latency_ms:.3f} ms" if record.latency_ms is not None else "unknown"
+    own = {p.block: CATALOG[p.block] for p in architecture.placements if p.block in CATALOG and CATALOG[p.block].digest}
+    files = sorted({file_of(spec) for spec in own.values()})  # they lie in `blocks/` of the run folder
+    loading = [f"#              nas.load_blocks({', '.join(map(repr, files))})   # their code runs"] if own else []
+    flags = "".join(f" --blocks {file}" for file in files)
     head = [
         f"# {architecture.id}: trial {record.trial} of run {printable(summary.name)}, found by nas in {summary.skeleton}",
         "# placements",
@@ -45,9 +51,10 @@ def write_winner(
         f"# latency {latency} on {summary.target} at {summary.imgsz} px",
         "#",
         "# train it:    import nas.yolo                # teaches Ultralytics the blocks below",
+        *loading,
         "#              from ultralytics import YOLO",
         f'#              YOLO("{path.name}").train(data=…, epochs=…)',
-        f"# or:          nas yolo train model={path.name} data=… epochs=…",
+        f"# or:          nas yolo{flags} train model={path.name} data=… epochs=…",
         "",
     ]
     body = yaml.dump(model, Dumper=_Rows, sort_keys=False, allow_unicode=True, width=10_000)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
         folders.write_config(folder, config, command)
         store = Store(folder, create=not (folder / "study.db").is_file())
         space = read_space(folder / "space.yaml")
+        blocks = [str(path.absolute()) for path in folders.block_files(folder)]
         ledger = Ledger(Budget.parse(config.budget), store)
         prices = LatencyCache(cache_root() / "latency", Target.parse(config.target))
         for problem in (*dataset.problems, *space.notes):
@@ -63,10 +64,11 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
                         executor=executor,
                         prices=prices,
                         ledger=ledger,
-                        jobs=_jobs(config, dataset),
+                        jobs=_jobs(config, dataset, blocks),
                         folder=folder,
                         watch=progress,
                         record=record,
+                        blocks=blocks,
                     )
                     with _interruptible(study):
                         store.put_fact("stopped_because", study.run())
@@ -97,7 +99,7 @@ def _report(folder: Path, store: Store) -> None:
         Run(folder).report()
 
 
-def _jobs(config: RunConfig, dataset: Dataset) -> Callable[[dict[str, Any]], TrainJob]:
+def _jobs(config: RunConfig, dataset: Dataset, blocks: Sequence[str]) -> Callable[[dict[str, Any]], TrainJob]:
     threads = threads_per_worker(config.workers, config.device)
 
     def job(model: dict[str, Any]) -> TrainJob:
@@ -114,6 +116,7 @@ def _jobs(config: RunConfig, dataset: Dataset) -> Callable[[dict[str, Any]], Tra
             split_seed=derive(config.seed, 0, "split"),
             device=config.device,
             threads=threads,
+            blocks=blocks,
         )
 
     return job

@@ -55,7 +55,8 @@ class BlockSpec:
     `name` is the word in search spaces, `row` the module name in a model YAML, `source` is "module:class" of the torch
     class. `default_heads(channels)` gives the head count where the space names none; None marks a block without heads.
     `heads_divide` says that channels are rounded to a multiple of the head count. `stride` is that of the output to the
-    input: only a block of stride 1 can stand in a slot.
+    input: only a block of stride 1 can stand in a slot. `digest` is the SHA-256 of the file that a user's block stands in;
+    ours have none.
     """
 
     name: str
@@ -66,6 +67,7 @@ class BlockSpec:
     heads_divide: bool = False
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     stride: int = 1
+    digest: str = ""
 
     @property
     def has_heads(self) -> bool:
@@ -152,5 +154,6 @@ _SPECS = (
     ),
 )
 
-CATALOG: Mapping[str, BlockSpec] = {spec.name: spec for spec in _SPECS if spec.stride == 1}
-ROWS: Mapping[str, BlockSpec] = {spec.row: spec for spec in _SPECS}
+# `nas.blocks.register` adds a user's blocks to both.
+CATALOG: dict[str, BlockSpec] = {spec.name: spec for spec in _SPECS if spec.stride == 1}
+ROWS: dict[str, BlockSpec] = {spec.row: spec for spec in _SPECS}

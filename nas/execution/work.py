@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,13 +20,14 @@ class PriceJob:
     """Measure the latency of a model on a target.
 
     `target` is its full name, `model` a resolved model YAML as a mapping; what is far over `limit_ms` is not measured
-    to the last percent.
+    to the last percent. `blocks` are the user's block files that the model needs, here and in `TrainJob`.
     """
 
     model: Mapping[str, Any]
     target: str
     imgsz: int
     limit_ms: float | None = None
+    blocks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class TrainJob:
     split_seed: int
     device: str
     threads: int
+    blocks: Sequence[str] = ()
 
 
 def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
     """Latency, parameters and multiply-adds of a `PriceJob`'s model; weights do not matter and are drawn from `seed`."""
     import torch  # noqa: PLC0415  (workers only)
 
+    from nas.blocks.user import load_blocks  # noqa: PLC0415
     from nas.latency.cache import as_price  # noqa: PLC0415
     from nas.latency.measure import measure  # noqa: PLC0415
     from nas.latency.runtimes import SESSIONS  # noqa: PLC0415
@@ -63,6 +66,7 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
 
     job = PriceJob(**payload)
     target = Target.parse(job.target)
+    load_blocks(*job.blocks)
     torch.manual_seed(seed)
     model = inference_form(build(dict(job.model)))
     params, gmacs = parameters(model), multiply_adds(model, job.imgsz) / 1e9
@@ -76,6 +80,7 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     """mAP of a `TrainJob` on the held-out part; reports `{epoch, epochs, loss}` after every epoch."""
     import torch  # noqa: PLC0415  (workers only)
 
+    from nas.blocks.user import load_blocks  # noqa: PLC0415
     from nas.errors import UnreachableError  # noqa: PLC0415
     from nas.training.proxy import Recipe, train_proxy  # noqa: PLC0415
     from nas.yolo.build import build  # noqa: PLC0415
@@ -83,6 +88,7 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     job = TrainJob(**payload)
     if job.device.startswith("cuda") and not torch.cuda.is_available():
         raise UnreachableError("no CUDA device found on this worker", "search with --device cpu")
+    load_blocks(*job.blocks)
     torch.set_num_threads(job.threads)
     fit, held_out, nc = _images(job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed)
     torch.manual_seed(seed)

@@ -40,7 +40,9 @@ class Stage(RepVGGDW):  # type: ignore[misc]
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Turn the block into its inference form, once."""
+        """Turn the block into its inference form, once; a user's block without `fuse` has no other form."""
         if not self.fused:
-            self.block.fuse()  # type: ignore[operator]
+            fuse = getattr(self.block, "fuse", None)
+            if callable(fuse):
+                fuse()
             self.fused = True

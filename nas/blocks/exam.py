@@ -1,0 +1,367 @@
+"""The entrance exam: what every block must do before a search spends anything on it. Ours pass it in the tests, a user's
+before a search and by `nas space check --blocks my_blocks.py`.
+
+Each property that does not hold is told in one line, with the values at which it does not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import getfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.blocks.catalog import BlockSpec, Knob, KnobValue
+from nas.errors import InputError
+from nas.space.architecture import round_channels
+from nas.space.search_space import SearchSpace
+
+C1, C2 = 16, 32
+SIZE = (8, 8)
+SIZES = ((7, 5), (5, 8), (1, 1), (16, 9))
+ONNX_SIZES = (SIZE, (7, 5), (13, 20))
+# What Ultralytics makes work in place in every model it builds.
+IN_PLACE = (nn.Hardswish, nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.SiLU)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How an exam went: one line per finding, none for a block that passes."""
+
+    row: str
+    findings: tuple[str, ...]
+    checks: int
+    seconds: float
+
+
+class Finding(Exception):  # noqa: N818  (no error of the program: a property that a block lacks)
+    """A property that does not hold, in words."""
+
+
+def admit(specs: Sequence[BlockSpec], space: SearchSpace | None = None) -> list[Report]:
+    """Examine blocks, also at the values of their knobs and the head counts that a space may choose.
+
+    Raises:
+        InputError: one line per finding.
+    """
+    reports = [examine(spec, *_chosen(spec, space)) for spec in specs]
+    if findings := [finding for report in reports for finding in report.findings]:
+        raise InputError("\n".join(findings))
+    return reports
+
+
+def examine(spec: BlockSpec, knobs: Mapping[str, Sequence[KnobValue]] | None = None, heads: Sequence[int] = ()) -> Report:
+    """Examine a block of stride 1 with its default knobs, at the bounds of each knob, and at the values of `knobs` and `heads`.
+
+    Leaves torch's random state and threads as they were.
+    """
+    began, threads = time.perf_counter(), torch.get_num_threads()
+    exam = _Exam(spec)
+    torch.set_num_threads(1)  # so little work only waits for a second one
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # of the tracer, about what the comparison with onnxruntime answers
+            exam.run(knobs or {}, heads)
+    finally:
+        torch.set_num_threads(threads)
+    return Report(spec.row, tuple(dict.fromkeys(exam.findings)), exam.checks, time.perf_counter() - began)
+
+
+def _chosen(spec: BlockSpec, space: SearchSpace | None) -> tuple[dict[str, list[KnobValue]], list[int]]:
+    """What a space may choose for a block, over all slots that may hold it."""
+    slots = [choices for choices in space.slots if spec.name in choices.blocks] if space else []
+    knobs: dict[str, list[KnobValue]] = {}
+    for choices in slots:
+        for knob, values in choices.knobs.get(spec.name, {}).items():
+            knobs.setdefault(knob, []).extend(values)
+    return knobs, [count for choices in slots for count in choices.heads]
+
+
+class _Exam:
+    """One block under examination."""
+
+    def __init__(self, spec: BlockSpec) -> None:
+        self.spec, self.findings, self.checks = spec, list[str](), 0
+        self.kind = spec.load()
+        self.file = Path(getfile(self.kind))
+
+    def run(self, knobs: Mapping[str, Sequence[KnobValue]], heads: Sequence[int]) -> None:
+        with self.check(f"with c1={C1}, c2={C2}, depth=1"):
+            self.forward(self.block(), image())
+        if self.findings:
+            return  # everything else would only say so again
+        self.shapes()
+        for check in (
+            self.batches,
+            self.depth,
+            self.gradients,
+            self.training,
+            self.layout,
+            self.in_place,
+            self.half,
+            self.fusing,
+            self.saving,
+            self.pickling,
+            self.repeating,
+        ):
+            with self.check(f"in the check of {check.__name__.replace('_', ' ')}"):
+                check()
+        self.onnx()
+        self.choices(knobs, heads)
+
+    @contextmanager
+    def check(self, where: str) -> Iterator[None]:
+        """A property under test: what it raises becomes a finding."""
+        self.checks += 1
+        try:
+            yield
+        except Finding as finding:
+            self.findings.append(f"{self.spec.row}: {finding}")
+        except Exception as error:  # a user's block may raise what it likes
+            what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(self.file)]
+            at = f" ({self.file.name}:{lines[-1]})" if lines else ""
+            self.findings.append(f"{self.spec.row}: raises {where}: {what}{at}")
+
+    def block(self, c1: int = C1, c2: int = C2, depth: int = 1, **options: Any) -> nn.Module:
+        """The block with weights drawn from seed 0, in eval mode."""
+        torch.manual_seed(0)
+        made = self.kind(c1, c2, depth, **options)
+        return made.eval()
+
+    def forward(self, block: nn.Module, x: Tensor, c2: int = C2) -> Tensor:
+        """The output for `x`, if it is one finite map of the right shape and type and `x` is left alone."""
+        before, size = x.clone(), f"{x.shape[2]} x {x.shape[3]}"
+        y = block(x)
+        if not isinstance(y, Tensor):
+            raise Finding(f"gives {type(y).__name__}, not one tensor")
+        expected = (x.shape[0], c2, *x.shape[2:])
+        if tuple(y.shape) != expected:
+            raise Finding(f"at {size} the output is {tuple(y.shape)}, expected {expected}")
+        if not torch.isfinite(y).all():
+            raise Finding(f"at {size} the output holds NaN or infinity")
+        if not torch.equal(x, before):
+            raise Finding(f"changes its input in place (at {size}), which other layers of a YOLO still read")
+        return y
+
+    @torch.no_grad()
+    def shapes(self) -> None:
+        for c1, c2, depth in ((C2, C2, 1), (C2, C1, 1), (C1, C2, 2), (C2, C2, 3)):
+            with self.check(f"with c1={c1}, c2={c2}, depth={depth}"):
+                self.forward(self.block(c1, c2, depth), image(c=c1), c2)
+        for size in SIZES:
+            with self.check(f"at {size[0]} x {size[1]}"):
+                self.forward(self.block(), image(size))
+
+    @torch.no_grad()
+    def batches(self) -> None:
+        """An image's output does not depend on who stands beside it in the batch."""
+        block, x = self.block(), image()
+        self.compare(self.forward(block, x[:1]), self.forward(block, x)[:1], 1e-4, "at batch 1 an image's output is another")
+
+    @torch.no_grad()
+    def depth(self) -> None:
+        """More depth is another function."""
+        one, three = self.block(depth=1), self.block(depth=3)
+        alike = parameters(one) == parameters(three) and torch.equal(one(image()), three(image()))
+        if alike:
+            raise Finding(f"depth changes nothing: at 1 and at 3 it has {parameters(one):,} parameters and equal outputs")
+
+    def gradients(self) -> None:
+        """Every parameter learns: at the start, or with every parameter moved a little, in eval or in training mode."""
+        dead = [name for name, p in self.block().named_parameters() if p.requires_grad]
+        for moved, training in ((False, False), (True, False), (True, True)):
+            block = self.shaken() if moved else self.block()
+            y = block.train(training)(image())
+            if not y.requires_grad and dead:
+                raise Finding("no parameter ever receives a gradient: its output is cut off from them")
+            if dead:
+                torch.autograd.backward((y * image(c=C2)).sum())
+            learning = {name for name, p in block.named_parameters() if p.grad is not None and (p.grad != 0).any()}
+            dead = [name for name in dead if name not in learning]
+        if dead:
+            more = f" (nor do {len(dead) - 3} more)" if len(dead) > 3 else ""
+            names = ", ".join(f"'{name}'" for name in dead[:3])
+            raise Finding(f"parameter {names} never receives a gradient{more}")
+
+    def training(self) -> None:
+        """A step of training as a YOLO takes it, activations in place."""
+        block = in_place(self.block()).train()
+        y = self.forward(block, image((7, 5)).requires_grad_())
+        if y.requires_grad:
+            torch.autograd.backward(y.square().mean())
+        bad = [name for name, p in block.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        if bad:
+            raise Finding(f"the gradient of '{bad[0]}' holds NaN or infinity in training mode")
+
+    @torch.no_grad()
+    def layout(self) -> None:
+        """channels_last is only a layout; Ultralytics turns it on by itself."""
+        block, x = self.shaken(), image((7, 6))
+        y = block(x)
+        other = self.shaken().to(memory_format=torch.channels_last)
+        self.compare(other(x.to(memory_format=torch.channels_last)), y, 1e-3, "in channels_last layout the output is another")
+
+    @torch.no_grad()
+    def in_place(self) -> None:
+        """Ultralytics makes activations work in place, which must change nothing."""
+        y = self.shaken()(image())
+        z = self.forward(in_place(self.shaken()), image())
+        self.compare(z, y, 1e-4, "with its activations in place, as Ultralytics sets them, the output is another")
+
+    @torch.no_grad()
+    def half(self) -> None:
+        """bfloat16 autocast, as proxies are trained on a GPU."""
+        with torch.autocast("cpu", torch.bfloat16):
+            self.forward(self.block(), image((7, 5)))
+
+    @torch.no_grad()
+    def fusing(self) -> None:
+        """`fuse()`, where there is one, changes the block and not its outputs."""
+        if not callable(getattr(self.kind, "fuse", None)):
+            return
+        for size in (SIZE, (7, 5)):
+            try:
+                block, x, tolerance = self.shaken().double(), image(size).double(), 1e-9
+                y = block(x)
+            except RuntimeError:  # it works in float32 alone
+                block, x, tolerance = self.shaken(), image(size), 1e-4
+                y = block(x)
+            told = block.fuse()  # type: ignore[operator]
+            if told is not None and told is not block:
+                raise Finding("fuse() gives another module: it must change the block in place")
+            self.compare(block(x), y, tolerance, f"after fuse() the output at {size[0]} x {size[1]} is another")
+
+    @torch.no_grad()
+    def saving(self) -> None:
+        """A state_dict holds all that the outputs depend on."""
+        block = self.shaken()
+        torch.manual_seed(1)
+        other = self.kind(C1, C2, 1).eval()
+        other.load_state_dict(block.state_dict(), strict=True)
+        self.compare(other(image()), block(image()), 1e-6, "a new block with the same state_dict gives another output")
+
+    @torch.no_grad()
+    def pickling(self) -> None:
+        """Checkpoints pickle whole blocks."""
+        block = self.shaken()
+        try:
+            other = pickle.loads(pickle.dumps(copy.deepcopy(block)))  # noqa: S301  (what was pickled the moment before)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise Finding(f"cannot be pickled, so not be saved in a checkpoint: {error}") from error
+        self.compare(other(image()), block(image()), 1e-6, "after pickling the output is another")
+
+    @torch.no_grad()
+    def repeating(self) -> None:
+        """Equal seeds make equal weights, and equal weights equal outputs."""
+        block, other = self.block(), self.block()
+        state = other.state_dict()
+        for name, value in block.state_dict().items():
+            if not torch.equal(value, state[name]):
+                raise Finding(f"'{name}' differs between two blocks made from one seed: draw from torch's own generator")
+        self.compare(block(image()), block(image()), 0, "two passes of one image in eval mode differ: the output is another")
+
+    @torch.no_grad()
+    def onnx(self) -> None:
+        """The inference form exported to ONNX gives the same in ONNX Runtime, at each of several sizes."""
+        for size in ONNX_SIZES:
+            with self.check(f"when exported to ONNX at {size[0]} x {size[1]}"):
+                block, x = self.shaken(), image(size)[:1]
+                if callable(getattr(block, "fuse", None)):
+                    block.fuse()  # type: ignore[operator]
+                self.compare(
+                    in_onnxruntime(block, x), block(x), 1e-3, f"in onnxruntime the output at {size[0]} x {size[1]} is another"
+                )
+
+    @torch.no_grad()
+    def choices(self, knobs: Mapping[str, Sequence[KnobValue]], heads: Sequence[int]) -> None:
+        """Every knob builds at its bounds and at the values asked for, and so does every head count."""
+        trials: list[tuple[dict[str, Any], int]] = [
+            ({name: value}, C2) for name, knob in self.spec.knobs.items() for value in _values(knob, knobs.get(name, ()))
+        ]
+        if self.spec.default_heads is not None:
+            for count in dict.fromkeys((self.spec.default_heads(C2), 1, 2, 4, *heads)):
+                trials.append(({"heads": count}, round_channels(C2, count if self.spec.heads_divide else 1)))
+        for options, c2 in trials:
+            at = ", ".join(f"{name}={value}" for name, value in options.items())
+            with self.check(f"with {at} at {c2} channels"):
+                try:
+                    self.forward(self.block(c2=c2, **options), image((7, 5)), c2)
+                except Finding as finding:
+                    raise Finding(f"with {at}: {finding}") from None
+
+    def shaken(self) -> nn.Module:
+        """The block with every weight and statistic moved away from what its initialisation makes of it."""
+        block = self.block()
+        with torch.no_grad():
+            for p in block.parameters():
+                if p.is_floating_point():
+                    p.add_(torch.randn_like(p), alpha=0.1)
+            for module in block.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                    nn.init.normal_(module.running_mean, std=0.3)
+                    nn.init.uniform_(module.running_var, 0.25, 1.75)  # type: ignore[arg-type]
+        return block
+
+    def compare(self, y: Tensor, expected: Tensor, tolerance: float, otherwise: str) -> None:
+        """`y` equals `expected` up to `tolerance` of the largest output."""
+        if y.shape != expected.shape:
+            raise Finding(f"{otherwise}: its shape is {tuple(y.shape)}, not {tuple(expected.shape)}")
+        difference, largest = float((y - expected).abs().max()), float(expected.abs().max())
+        if not difference <= tolerance * max(largest, 1.0):
+            raise Finding(f"{otherwise} by up to {difference:.2g}, of outputs up to {largest:.2g}")
+
+
+def image(size: tuple[int, int] = SIZE, n: int = 2, c: int = C1) -> Tensor:
+    """Seeded normal noise (n, c, height, width)."""
+    return torch.randn(n, c, *size, generator=torch.Generator().manual_seed(size[0] * 100 + size[1]))
+
+
+def parameters(block: nn.Module) -> int:
+    return sum(p.numel() for p in block.parameters())
+
+
+def in_place(block: nn.Module) -> nn.Module:
+    """The block as Ultralytics leaves it in a model."""
+    for module in block.modules():
+        if type(module) in IN_PLACE:
+            module.inplace = True  # type: ignore[assignment]
+    return block
+
+
+def in_onnxruntime(block: nn.Module, x: Tensor) -> Tensor:
+    """The output for `x` of a block's ONNX export, which is traced with other values: no branch may depend on them."""
+    import onnxruntime  # noqa: PLC0415  (half a second that only an exam pays)
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 3
+    with tempfile.TemporaryDirectory(prefix="nas-") as folder:
+        path = str(Path(folder) / "block.onnx")
+        torch.onnx.export(
+            block, (torch.zeros_like(x),), path, dynamo=False, opset_version=18, input_names=["x"], output_names=["y"]
+        )
+        session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+def _values(knob: Knob, chosen: Sequence[KnobValue]) -> list[KnobValue]:
+    """The values at which a knob is tried: both of a flag, the finite bounds of a number, and those asked for."""
+    if knob.kind is bool:
+        return [True, False]
+    bounds: list[KnobValue] = [knob.kind(bound) for bound in (knob.low, knob.high) if math.isfinite(bound)]
+    if knob.odd:
+        bounds = [bound if int(bound) % 2 else int(bound) + (1 if bound == knob.low else -1) for bound in bounds]
+    return list(dict.fromkeys((*bounds, *chosen)))
