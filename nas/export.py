@@ -39,9 +39,11 @@ def write_winner(
     placement = [f"#   {slot}: {text}" for slot, text in record.placement.items()] or ["#   (nothing: the skeleton as it is)"]
     score = f"{record.map:.4f}" if record.map is not None else "unknown"
     latency = f"{record.latency_ms:.3f} ms" if record.latency_ms is not None else "unknown"
-    own = {p.block: CATALOG[p.block] for p in architecture.placements if p.block in CATALOG and CATALOG[p.block].digest}
-    files = sorted({file_of(spec) for spec in own.values()})  # they lie in `blocks/` of the run folder
-    loading = [f"#              nas.load_blocks({', '.join(map(repr, files))})   # their code runs"] if own else []
+    placed = [CATALOG[p.block] for p in architecture.placements if p.block in CATALOG]
+    files = sorted({file_of(spec) for spec in placed if spec.digest})
+    loading = (
+        [f"#              nas.load_blocks({', '.join(map(repr, files))})   # from the run's blocks/; runs it"] if files else []
+    )
     flags = "".join(f" --blocks {file}" for file in files)
     head = [
         f"# {architecture.id}: trial {record.trial} of run {printable(summary.name)}, found by nas in {summary.skeleton}",

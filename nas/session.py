@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def _report(folder: Path, store: Store) -> None:
         Run(folder).report()
 
 
-def _jobs(config: RunConfig, dataset: Dataset, blocks: Sequence[str]) -> Callable[[dict[str, Any]], TrainJob]:
+def _jobs(config: RunConfig, dataset: Dataset, blocks: list[str]) -> Callable[[dict[str, Any]], TrainJob]:
     threads = threads_per_worker(config.workers, config.device)
 
     def job(model: dict[str, Any]) -> TrainJob:

@@ -77,7 +77,7 @@ class Study:
         self._config, self._space, self._nc, self._store = config, space, nc, store
         self._executor, self._prices, self._ledger = executor, prices, ledger
         self._jobs, self._folder, self._watch, self._record = jobs, folder, watch, record
-        self._blocks = blocks
+        self._blocks = list(blocks)
         self._seen: set[str] = set()
         self._queue: deque[int] = deque()
         self._pricing: dict[str, int] = {}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class PriceJob:
     target: str
     imgsz: int
     limit_ms: float | None = None
-    blocks: Sequence[str] = ()
+    blocks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TrainJob:
     split_seed: int
     device: str
     threads: int
-    blocks: Sequence[str] = ()
+    blocks: list[str] = field(default_factory=list)
 
 
 def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def read_space(path: Path) -> SearchSpace:
     if skeleton is None:
         faults.raise_if_any()
         raise InputError(f"{path}:1: no 'skeleton'", "name a model YAML, for example skeleton: yolo11n.yaml")
-    _check_files(document, faults)
+    if _lacks_files(document, faults):
+        faults.raise_if_any()  # their blocks are unknown words, of which nothing useful can be said
     slots = _slots(document, skeleton, faults)
     forbid = _forbid(document, skeleton, faults)
     faults.raise_if_any()
@@ -88,13 +89,13 @@ def _skeleton(document: Document, faults: Faults) -> Skeleton | None:
     return skeleton
 
 
-def _check_files(document: Document, faults: Faults) -> None:
+def _lacks_files(document: Document, faults: Faults) -> bool:
     """`blocks` lists files of users' blocks, relative to the YAML. That does not run them: they must be loaded already."""
     listed = document.data.get("blocks", [])
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         faults.add(document.line("blocks"), "'blocks' is not a list of files", "for example blocks: [my_blocks.py]")
-        return
-    known = {spec.digest for spec in CATALOG.values()}
+        return True
+    known, before = {spec.digest for spec in CATALOG.values()}, len(faults.found)
     for index, name in enumerate(listed):
         path, line = document.path.parent / name, document.line("blocks", index)
         try:
@@ -103,7 +104,7 @@ def _check_files(document: Document, faults: Faults) -> None:
                 faults.add(line, what, f"add --blocks {quote(str(path))}")
         except InputError as error:
             faults.add(line, f"block file {error.message}", "the path is relative to this YAML")
-    faults.raise_if_any()  # without them their blocks are unknown words, of which nothing useful can be said
+    return len(faults.found) > before
 
 
 def _slots(document: Document, skeleton: Skeleton, faults: Faults) -> tuple[SlotChoices, ...]:

@@ -59,6 +59,8 @@ def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Se
         stock = layers[layer]
         try:
             stage = Stage(name, stock.cv1.conv.in_channels, stock.cv2.conv.out_channels, len(stock.m), **options[layer])
+        except MemoryError:
+            raise  # says nothing of the block
         except Exception as error:
             if ROWS[name].digest:  # a user's block may raise what it likes
                 raise InputError(f"layer {layer}: {name} raises {type(error).__name__}: {error}", "see its file") from error
@@ -84,12 +86,14 @@ def _options(layer: int, row: list[Any]) -> dict[str, Any]:
     for knob, value in options.items():
         if knob not in known:
             raise InputError(f"layer {layer}: unknown knob '{knob}' of {name}", did_you_mean(str(knob), known))
-        fault = (
-            ("" if _whole(value) else "must be a whole number from 1 on") if knob == "heads" else spec.knobs[knob].fault(value)
-        )
+        fault = spec.knobs[knob].fault(value) if knob != "heads" else _whole_fault(value)
         if fault:
             raise InputError(f"layer {layer}: {name}: {knob} {fault}, not {value!r}", "correct the model YAML")
     return options
+
+
+def _whole_fault(value: object) -> str | None:
+    return None if _whole(value) else "must be a whole number from 1 on"
 
 
 def _whole(value: object) -> bool:
