@@ -51,6 +51,14 @@ def test_a_file_is_a_module_of_nas_user_and_its_blocks_stand_in_the_catalog(bloc
     assert examine(spec).findings == ()
 
 
+def test_the_block_of_the_readme_passes_the_exam(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = readme.partition("## Your own blocks")[2].partition("```python\n")[2].partition("```")[0]
+    (spec,) = nas.load_blocks(written(tmp_path / "my_blocks.py", text))
+    assert (spec.name, spec.has_heads, list(spec.knobs)) == ("my_block", True, ["ratio", "fast"])
+    assert examine(spec).findings == ()
+
+
 @pytest.mark.parametrize(
     ("name", "word"), [("MyBlock", "my_block"), ("SEBlock", "se_block"), ("Mobile2MQA", "mobile2_mqa"), ("X", "x")]
 )
