@@ -145,12 +145,14 @@ def space() -> None:
 
 @space.command("check")
 @click.argument("file")
-def space_check(file: str) -> None:
+@click.option("--imgsz", type=click.IntRange(32, 4096), default=640, show_default=True, help="For the memory of attention.")
+def space_check(file: str, imgsz: int) -> None:
     """Say every fault of a search space with its line, or that there is none."""
+    from nas.space.memory import attention_notes  # noqa: PLC0415
     from nas.space.reader import find_space, read_space  # noqa: PLC0415
 
     found = read_space(find_space(file))
-    for note in found.notes:
+    for note in (*found.notes, *attention_notes(found, imgsz)):
         click.echo(f"note: {note}")
     click.echo(f"{found.source}: fine; {found.size:,} architectures of {found.skeleton.name}")
 

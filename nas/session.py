@@ -25,6 +25,7 @@ from nas.runs import folder as folders
 from nas.runs.ledger import Ledger
 from nas.runs.store import STORE_ERRORS, Store
 from nas.seeds import derive
+from nas.space.memory import attention_notes
 from nas.space.reader import read_space
 from nas.study import Study
 
@@ -44,7 +45,7 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
         space = read_space(folder / "space.yaml")
         ledger = Ledger(Budget.parse(config.budget), store)
         prices = LatencyCache(cache_root() / "latency", Target.parse(config.target))
-        for problem in (*dataset.problems, *space.notes):
+        for problem in (*dataset.problems, *space.notes, *attention_notes(space, config.imgsz)):
             log.warning(problem)
 
         def record() -> None:

@@ -55,7 +55,8 @@ class BlockSpec:
     `name` is the word in search spaces, `row` the module name in a model YAML, `source` is "module:class" of the torch
     class. `default_heads(channels)` gives the head count where the space names none; None marks a block without heads.
     `heads_divide` says that channels are rounded to a multiple of the head count. `stride` is that of the output to the
-    input: only a block of stride 1 can stand in a slot.
+    input: only a block of stride 1 can stand in a slot. `scores(pixels, heads, knobs)` is the number of attention weights
+    that one image has at once on a map of so many pixels; None marks a block without softmax attention.
     """
 
     name: str
@@ -66,6 +67,7 @@ class BlockSpec:
     heads_divide: bool = False
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     stride: int = 1
+    scores: Callable[[int, int, Mapping[str, KnobValue]], int] | None = None
 
     @property
     def has_heads(self) -> bool:
@@ -137,6 +139,7 @@ _SPECS = (
             "window": Knob(7, "side of an attention window; 0 attends over the whole map", low=0, high=64),
             "se": Knob(False, "squeeze-and-excitation (ratio 1/4) on the depthwise convolution", bool),
         },
+        scores=lambda pixels, heads, knobs: heads * pixels * (int(knobs["window"]) ** 2 or pixels),
     ),
     BlockSpec(
         "mobile_mqa",
@@ -149,6 +152,7 @@ _SPECS = (
             "kv_stride": Knob(1, "down-sampling of keys and values", high=16),
             "layer_scale": _LAYER_SCALE,
         },
+        scores=lambda pixels, heads, knobs: heads * pixels * math.ceil(pixels / int(knobs["kv_stride"]) ** 2),
     ),
 )
 
