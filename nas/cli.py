@@ -159,14 +159,21 @@ def space_check(file: str, imgsz: int) -> None:
 
 @space.command("show")
 @click.argument("file")
-def space_show(file: str) -> None:
+@click.option("--params", is_flag=True, help="Build the models and list their parameters instead.")
+def space_show(file: str, params: bool) -> None:
     """List the slots of a search space (or of a model YAML) and what each may hold."""
+    from nas.review.params_table import params_table  # noqa: PLC0415
     from nas.review.space_table import slots_table  # noqa: PLC0415
     from nas.space.reader import find_space, read_space, whole_skeleton  # noqa: PLC0415
     from nas.space.skeleton import is_model  # noqa: PLC0415
 
     shown = whole_skeleton(file) if is_model(file) else read_space(find_space(file))
-    _print(slots_table(shown))
+    if not params:
+        _print(slots_table(shown))
+        return
+    from nas.yolo.counts import count  # noqa: PLC0415  (torch)
+
+    _print(params_table(shown, count))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)

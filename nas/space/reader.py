@@ -17,7 +17,7 @@ from nas.space.architecture import KEEP, kept_channels, round_channels
 from nas.space.rules import Rule, RuleError
 from nas.space.search_space import SearchSpace, SlotChoices, rule_names
 from nas.space.skeleton import Skeleton, Slot, read_detector, read_skeleton
-from nas.space.source import Document, Faults, read_yaml
+from nas.space.source import Document, Faults, read_yaml, shipped
 
 _KEYS = ("skeleton", "slots", "forbid")
 _SLOT_KEYS = ("block", "width", "depth", "heads")
@@ -25,24 +25,17 @@ MAX_WIDTH, MAX_DEPTH, MAX_HEADS = 16, 64, 128
 MAX_OPTIONS = 100_000
 
 
-def spaces_folder() -> Path:
-    """Where the shipped search spaces are: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    installed = package / "search_spaces"
-    return installed if installed.is_dir() else package.parent / "search_spaces"
-
-
 def find_space(name: str) -> Path:
     """A search space by path, or by the name of a shipped one (`demo`, `yolo11n-blocks`). Raises InputError."""
-    shipped = {path.stem: path for path in sorted(spaces_folder().glob("*.yaml"))}
+    known = {path.stem: path for path in sorted(shipped("search_spaces").glob("*.yaml"))}
     path = Path(name)
     if path.is_file():
         return path
     if path.name != name:  # a typing error in a path must not give another space
-        raise InputError(f"no search space '{name}'", f"correct the path, or name a shipped one: {', '.join(shipped)}")
-    if name in shipped or name in {p.name for p in shipped.values()}:
-        return shipped[path.stem]
-    raise InputError(f"no search space '{name}'", did_you_mean(path.stem, shipped) or "give a YAML file")
+        raise InputError(f"no search space '{name}'", f"correct the path, or name a shipped one: {', '.join(known)}")
+    if name in known or name in {p.name for p in known.values()}:
+        return known[path.stem]
+    raise InputError(f"no search space '{name}'", did_you_mean(path.stem, known) or "give a YAML file")
 
 
 def read_space(path: Path) -> SearchSpace:

@@ -19,7 +19,7 @@ from typing import Any
 
 from nas.blocks.catalog import ROWS
 from nas.errors import InputError, did_you_mean
-from nas.space.source import Document, Where, read_yaml
+from nas.space.source import Document, Where, read_yaml, shipped
 
 # Rows whose first argument is the number of output channels, scaled by the skeleton's width.
 _WIDTH_SCALED = frozenset(
@@ -99,7 +99,8 @@ def find_model(name: str, beside: Path | None = None) -> tuple[Path, str]:
     """The file of a model YAML and its scale letter ('' where it has none).
 
     `yolo11n.yaml` is, as in Ultralytics, scale n of `yolo11.yaml`. A path is relative to `beside`, else to the working
-    folder; only a bare name may mean a model of Ultralytics. Raises InputError with the nearest name.
+    folder; only a bare name may mean a model of Ultralytics or one that comes with nas. Raises InputError with the nearest
+    name.
     """
     stem = Path(name).stem
     found = re.search(r"yolo(e-)?[v]?\d+([nslmx])", stem)
@@ -110,7 +111,7 @@ def find_model(name: str, beside: Path | None = None) -> tuple[Path, str]:
                 return path, scale
     if Path(name).name != name:
         raise InputError(f"no model YAML '{name}'", "correct the path; a name without a folder may be one of Ultralytics")
-    stock = {path.stem: path for path in models_folder().rglob("*.yaml")}
+    stock = {path.stem: path for folder in (shipped("models"), models_folder()) for path in folder.rglob("*.yaml")}
     for candidate in (stem, re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", stem)):
         if candidate in stock:
             return stock[candidate], scale if candidate != stem else ""

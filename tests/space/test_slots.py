@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from nas.errors import InputError
-from nas.space.reader import find_space, read_space, spaces_folder, whole_skeleton
+from nas.space.reader import find_space, read_space, whole_skeleton
 from nas.space.skeleton import read_skeleton
+from nas.space.source import shipped
 
 NAMES = (
     "backbone.P2 backbone.P3 backbone.P4 backbone.P5 neck.topdown.P4 neck.topdown.P3 neck.bottomup.P4 neck.bottomup.P5"
@@ -198,13 +199,13 @@ def test_models_of_other_tasks_can_be_looked_at() -> None:
 
 def test_a_shipped_space_is_meant_by_a_bare_name_only(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find_space("demo.yaml") == find_space("demo") == spaces_folder() / "demo.yaml"
+    assert find_space("demo.yaml") == find_space("demo") == shipped("search_spaces") / "demo.yaml"
     with pytest.raises(InputError, match=r"no search space 'typo/dir/demo.yaml'") as caught:
         find_space("typo/dir/demo.yaml")
     assert "correct the path" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("path", sorted(spaces_folder().glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(shipped("search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_spaces_read_and_say_where_heads_round_the_channels(path: Path) -> None:
     space = read_space(path)
     assert find_space(path.stem) == path
