@@ -179,8 +179,10 @@ def space_show(file: str, params: bool) -> None:
 @cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def yolo(arguments: tuple[str, ...]) -> None:
-    """Ultralytics' own command line, with the blocks of nas registered."""
-    sys.argv = ["yolo", *arguments]  # Ultralytics reads it while it is imported
+    """Ultralytics' own command line, with the blocks of nas registered and its models (`nas space show NAME`) known by name."""
+    from nas.space.skeleton import shipped_model  # noqa: PLC0415
+
+    sys.argv = ["yolo", *map(shipped_model, arguments)]  # Ultralytics reads it while it is imported
     from nas.yolo.command import entrypoint  # noqa: PLC0415
 
     entrypoint()

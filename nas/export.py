@@ -43,7 +43,7 @@ def write_winner(
         f"proxy mAP50-95 {score} on the {summary.split} of {printable(summary.data)} after {summary.fidelity}",
         f"latency {latency} on {summary.target} at {summary.imgsz} px",
         "",
-        "it needs:    nas, from its own repository; its distribution is yolo-placement-search (`pip install nas` is a stranger's)",
+        "it needs:    nas, from its own repository; its distribution is yolo-placement-search (not `pip install nas`)",
         "train it:    import nas.yolo                # teaches Ultralytics the blocks below",
         "             from ultralytics import YOLO",
         f'             YOLO("{path.name}").train(data=…, epochs=…)',

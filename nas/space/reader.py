@@ -13,7 +13,7 @@ from typing import Any
 
 from nas.blocks.catalog import CATALOG, KnobValue
 from nas.errors import InputError, did_you_mean
-from nas.space.architecture import KEEP, kept_channels, round_channels
+from nas.space.architecture import KEEP, place, round_channels
 from nas.space.rules import Rule, RuleError
 from nas.space.search_space import SearchSpace, SlotChoices, rule_names
 from nas.space.skeleton import Skeleton, Slot, read_detector, read_skeleton
@@ -221,19 +221,20 @@ def _forbid(document: Document, skeleton: Skeleton, faults: Faults) -> tuple[Rul
 
 
 def _rounding_notes(slots: tuple[SlotChoices, ...]) -> list[str]:
-    """Where a head count or the skeleton's own row changes the channels: legal, by the stated rule, but worth saying."""
+    """Where heads, the skeleton's own row or the next layer change the channels: legal, by the stated rule, but worth
+    saying."""
     notes = []
     for choices in slots:
-        name, row = choices.slot.name, choices.slot.row
+        slot = choices.slot
         for block, width in itertools.product(choices.blocks, choices.widths):
-            wanted = round_channels(row.c2 * width, 1)
-            if block == KEEP:
-                if (got := kept_channels(row, width)) != wanted:
-                    notes.append(f"{name}: keep gets {got} channels, not {wanted}")
-            elif CATALOG[block].heads_divide:
-                for heads in choices.heads:
-                    if (got := round_channels(row.c2 * width, heads)) != wanted:
-                        notes.append(f"{name}: {block} with {heads} heads gets {got} channels, not {wanted}")
+            wanted = round_channels(slot.row.c2 * width, 1)
+            divided = block != KEEP and CATALOG[block].heads_divide
+            for heads in (choices.heads if divided else ()) or (None,):
+                placement = place(slot, block, width, None, heads, {})
+                got = slot.row.c2 if placement is None else placement.channels
+                if got != wanted:
+                    of = "" if heads is None else f" with {heads} heads"
+                    notes.append(f"{slot.name}: {block}{of} gets {got} channels, not {wanted}")
     return notes
 
 

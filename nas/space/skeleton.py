@@ -29,6 +29,8 @@ _WIDTH_SCALED = frozenset(
 )
 # Rows that hold a stage's block: a slot.
 _STAGES = frozenset("BottleneckCSP C1 C2 C2f C3 C3Ghost C3k2 C3x RepC3 C2fCIB A2C2f ELAN1 RepNCSPELAN4".split())
+# Rows that refuse to change the number of channels.
+_EQUAL_CHANNELS = frozenset({"C2PSA", "C2fPSA", "PSA"})
 _NOT_LEGACY = frozenset({"C3k2", "A2C2f", "C2fCIB"})
 _DETECTION_HEADS = frozenset({"Detect", "v10Detect"})
 _SCALED_HEADS = frozenset({"Segment", "Segment26", "YOLOESegment", "YOLOESegment26"})
@@ -53,11 +55,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Slot:
-    """A row that holds a stage's block. `depth` is the skeleton's own number of blocks (1 where the row has none)."""
+    """A row that holds a stage's block. `depth` is the skeleton's own number of blocks (1 where the row has none);
+    `fixed` says that the layer behind it takes no other number of channels."""
 
     name: str
     layer: int
     row: Row
+    fixed: bool = False
 
     @property
     def depth(self) -> int:
@@ -117,6 +121,18 @@ def find_model(name: str, beside: Path | None = None) -> tuple[Path, str]:
             return stock[candidate], scale if candidate != stem else ""
     names = {re.sub(r"^(yolov?\d+)", r"\1n", s) for s in stock if re.match(r"yolov?(5|8|11|12|26)\b", s)} | set(stock)
     raise InputError(f"no model YAML '{name}'", did_you_mean(stem, names))
+
+
+def shipped_model(argument: str) -> str:
+    """An argument of Ultralytics' command line, with the path of a model that comes with nas in place of its bare name.
+
+    `model=yolov9c-mqa.yaml` is one, unless there is such a file; anything else is returned as it is.
+    """
+    key, equals, name = argument.partition("=")
+    if key != "model" or not equals or Path(name).name != name or Path(name).exists():
+        return argument
+    path = shipped("models") / name
+    return f"model={path}" if path.is_file() else argument
 
 
 @lru_cache(maxsize=32)
@@ -256,7 +272,8 @@ def _slots(rows: list[Row], split: int) -> tuple[Slot, ...]:
             level = f"P{row.stride.bit_length() - 1}"
             name = f"backbone.{level}" if layer < split else f"neck.{way}.{level}"
             seen[name] = seen.get(name, 0) + 1
-            slots.append(Slot(name if seen[name] == 1 else f"{name}.{seen[name]}", layer, row))
+            fixed = layer + 1 < len(rows) and rows[layer + 1].module in _EQUAL_CHANNELS
+            slots.append(Slot(name if seen[name] == 1 else f"{name}.{seen[name]}", layer, row, fixed))
     return tuple(slots)
 
 
