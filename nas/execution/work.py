@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nas.space.skeleton import TASKS
+
 PRICE = "nas.execution.work:price"
 TRAIN = "nas.execution.work:train"
 
@@ -84,7 +86,8 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     if job.device.startswith("cuda") and not torch.cuda.is_available():
         raise UnreachableError("no CUDA device found on this worker", "search with --device cpu")
     torch.set_num_threads(job.threads)
-    fit, held_out, nc = _images(job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed)
+    polygons = TASKS[job.model["head"][-1][2]] == "segment"
+    fit, held_out, nc = _images(job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed, polygons)
     torch.manual_seed(seed)
     outcome = train_proxy(
         build(dict(job.model)),
@@ -101,16 +104,19 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
 
 
 @lru_cache(maxsize=2)
-def _images(data: str, root: str, cache: str, imgsz: int, held_out: float, split_seed: int) -> tuple[Any, Any, int]:
+def _images(
+    data: str, root: str, cache: str, imgsz: int, held_out: float, split_seed: int, polygons: bool
+) -> tuple[Any, Any, int]:
     """The training part, the held-out part and the number of classes; decoded once per host, kept by this process."""
     from nas.dataset.description import read_dataset  # noqa: PLC0415
-    from nas.dataset.labels import read_labels  # noqa: PLC0415
+    from nas.dataset.labels import read_labels, read_polygons  # noqa: PLC0415
     from nas.yolo.decode import decode  # noqa: PLC0415
 
-    dataset = read_dataset(Path(data), Path(root))
+    dataset = read_dataset(Path(data), Path(root), polygons=polygons)
     parts = []
     for indices in dataset.split(held_out, split_seed):
         paths = [dataset.train[i] for i in indices]
         labels = [read_labels(path, dataset.nc) for path in paths]
-        parts.append(decode(paths, labels, imgsz, Path(cache) / "images"))
+        outlines = [read_polygons(path, dataset.nc) for path in paths] if polygons else None
+        parts.append(decode(paths, labels, imgsz, Path(cache) / "images", outlines))
     return parts[0], parts[1], dataset.nc

@@ -16,7 +16,7 @@ from nas.errors import InputError, did_you_mean
 from nas.space.architecture import KEEP, place, round_channels
 from nas.space.rules import Rule, RuleError
 from nas.space.search_space import SearchSpace, SlotChoices, rule_names
-from nas.space.skeleton import Skeleton, Slot, read_detector, read_skeleton
+from nas.space.skeleton import Skeleton, Slot, read_searchable, read_skeleton
 from nas.space.source import Document, Faults, read_yaml, shipped
 
 _KEYS = ("skeleton", "slots", "forbid")
@@ -65,7 +65,7 @@ def _skeleton(document: Document, faults: Faults) -> Skeleton | None:
         faults.add(document.line("skeleton"), "no 'skeleton'", "name a model YAML, for example skeleton: yolo11n.yaml")
         return None
     try:
-        skeleton = read_detector(name, document.path.parent)
+        skeleton = read_searchable(name, document.path.parent)
     except InputError as error:
         faults.add(document.line("skeleton"), error.message, error.hint)
         return None

@@ -32,7 +32,21 @@ _STAGES = frozenset("BottleneckCSP C1 C2 C2f C3 C3Ghost C3k2 C3x RepC3 C2fCIB A2
 # Rows that refuse to change the number of channels.
 _EQUAL_CHANNELS = frozenset({"C2PSA", "C2fPSA", "PSA"})
 _NOT_LEGACY = frozenset({"C3k2", "A2C2f", "C2fCIB"})
-_DETECTION_HEADS = frozenset({"Detect", "v10Detect"})
+# The last row's module -> what the model is for. Other heads (RT-DETR, YOLO-World, YOLOE) need more than a model YAML.
+TASKS: Mapping[str, str] = {
+    "Detect": "detect",
+    "v10Detect": "detect",
+    "Segment": "segment",
+    "Segment26": "segment",
+    "Pose": "pose",
+    "Pose26": "pose",
+    "OBB": "obb",
+    "OBB26": "obb",
+    "Classify": "classify",
+    "SemanticSegment": "semantic",
+    "Depth": "depth",
+}
+SEARCHED = ("detect", "segment")
 _SCALED_HEADS = frozenset({"Segment", "Segment26", "YOLOESegment", "YOLOESegment26"})
 # `activation` of a model YAML is handed to eval() by Ultralytics: only these may stand there.
 _ACTIVATIONS = re.compile(
@@ -86,6 +100,11 @@ class Skeleton:
     @property
     def nc(self) -> int:
         return int(self.extras.get("nc", 80))
+
+    @property
+    def task(self) -> str | None:
+        """What the model is for (`detect`, `segment`, …), as its last row says; None for a head of no known task."""
+        return TASKS.get(self.rows[-1].module)
 
     def slot(self, name: str) -> Slot:
         return next(slot for slot in self.slots if slot.name == name)
@@ -179,13 +198,13 @@ def read_skeleton(name: str, beside: Path | None = None) -> Skeleton:
     return Skeleton(full_name, tuple(rows), split, extras, bool(data.get("legacy", legacy)), _slots(rows, split))
 
 
-def read_detector(name: str, beside: Path | None = None) -> Skeleton:
-    """As `read_skeleton`, and refuses, also with file and line, what is not made for detection."""
+def read_searchable(name: str, beside: Path | None = None) -> Skeleton:
+    """As `read_skeleton`, and refuses, also with file and line, a model of a task that is not searched."""
     skeleton = read_skeleton(name, beside)
-    if (module := skeleton.rows[-1].module) not in _DETECTION_HEADS:
+    if skeleton.task not in SEARCHED:
         document = read_yaml(find_model(name, beside)[0])
-        what = f"the last row is {module}, not a detection head"
-        cure = f"nas searches detectors only: end with {' or '.join(sorted(_DETECTION_HEADS))}"
+        what = f"the last row is {skeleton.rows[-1].module}, not a head of detection or segmentation"
+        cure = "nas searches these two; models of other tasks build, train and export with: nas yolo"
         raise _fault(document, ("head", len(document.data["head"]) - 1), what, cure)
     return skeleton
 

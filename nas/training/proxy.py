@@ -72,8 +72,9 @@ class Outcome:
     """What a proxy training found.
 
     Attributes:
-        map: mAP50-95 on the held-out images, 0..1.
-        map50: mAP50 on them, 0..1.
+        map: mAP50-95 on the held-out images, 0..1; of a segmentation model, of its masks.
+        map50: mAP50 on them, 0..1, of the same.
+        box_map: mAP50-95 of the boxes.
         loss_curve: mean training loss per image of each epoch.
         epochs: epochs trained.
         seconds: wall clock of the whole call.
@@ -82,6 +83,7 @@ class Outcome:
 
     map: float
     map50: float
+    box_map: float
     loss_curve: tuple[float, ...]
     epochs: int
     seconds: float
@@ -100,14 +102,14 @@ def train_proxy(
     device: torch.device,
     report: Callable[[Progress], None],
 ) -> Outcome:
-    """Train a detection model and score it once.
+    """Train a detection or segmentation model and score it once.
 
     Equal arguments give equal results, bit for bit, on one kind of processor with one number of threads; on a GPU up
     to the order of its atomic additions.
 
     Args:
         model: the model with its initial weights; trained in place, its averaged weights are what is scored and stays.
-        train: training images.
+        train: training images, for segmentation with polygons.
         held_out: images to score on; training never sees them.
         nc: number of classes.
         epochs: passes over `train`, at least 1.
@@ -165,7 +167,8 @@ def train_proxy(
     average.apply()
     metrics = evaluate(model, held_out, nc, batch=4 * batch, device=device)
     seconds = time.perf_counter() - began
-    return Outcome(metrics.map, metrics.map50, tuple(curve), epochs, seconds, str(dtype).removeprefix("torch."))
+    fitness, arithmetic = metrics.fitness, str(dtype).removeprefix("torch.")
+    return Outcome(fitness.map, fitness.map50, metrics.boxes.map, tuple(curve), epochs, seconds, arithmetic)
 
 
 def training_dtype(device: torch.device) -> torch.dtype:

@@ -12,10 +12,10 @@ import yaml
 from tiny_sets import tiny_set
 from ultralytics import YOLO
 
-import nas.yolo  # noqa: F401  (registers the blocks)
 from nas.space.architecture import Architecture, model_yaml, place
 from nas.space.skeleton import read_skeleton, shipped_model
 from nas.space.source import shipped
+from nas.yolo.build import inference_form, tensors
 
 BLOCKS = ("mobile_mqa", "irmb", "efficientvit", "repvit", "riformer")
 SKELETONS = {
@@ -36,13 +36,6 @@ def with_every_block(name: str) -> dict:
     slots = sorted(skeleton.slots, key=lambda slot: (not slot.name.startswith("backbone"), -slot.layer))
     placements = [place(slot, block, 0.5, 1, None, {}) for slot, block in zip(slots, BLOCKS, strict=False)]
     return model_yaml(skeleton, Architecture(skeleton.name, tuple(sorted(placements, key=lambda p: p.layer))))
-
-
-def arrays(outputs: object) -> list[np.ndarray]:
-    """The tensors of what a model returns, in the order in which ONNX names them."""
-    if isinstance(outputs, torch.Tensor):
-        return [outputs.numpy()]
-    return [array for part in outputs for array in arrays(part)] if isinstance(outputs, list | tuple) else []
 
 
 def trained_and_exported(model: Path, task: str, folder: Path) -> None:
@@ -66,15 +59,13 @@ def trained_and_exported(model: Path, task: str, folder: Path) -> None:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     images = torch.rand(1, 3, 64, 64)
     found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    fused = YOLO(best).model.eval().fuse(verbose=False)
+    fused = inference_form(YOLO(best).model)
     assert fused.is_fused()
-    head = fused.model[-1]
-    head.export, head.format = True, "onnx"
     with torch.no_grad():
-        expected = arrays(fused(images))
+        expected = [tensor.numpy() for tensor in tensors(fused(images))]
     if task == "semantic":  # Ultralytics lets the exported graph name the class of each pixel itself
-        expected = [e.argmax(1) if e.shape != f.shape else e for e, f in zip(expected, found, strict=False)]
-    for got, wanted in zip(found, expected, strict=False):
+        expected = [e.argmax(1) if e.shape != f.shape else e for e, f in zip(expected, found, strict=True)]
+    for got, wanted in zip(found, expected, strict=True):
         assert got.shape == wanted.shape
         assert np.abs(got - wanted).max() <= 2e-3 * max(1.0, np.abs(wanted).max())
 
