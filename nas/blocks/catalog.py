@@ -157,7 +157,9 @@ _SPECS = (
             "q_stride": Knob(1, "down-sampling of queries; what they read is interpolated back", high=16),
             "layer_scale": _LAYER_SCALE,
         },
-        scores=lambda pixels, heads, knobs: heads * pixels * math.ceil(pixels / int(knobs["kv_stride"]) ** 2),
+        scores=lambda pixels, heads, knobs: (
+            heads * math.ceil(pixels / int(knobs["q_stride"]) ** 2) * math.ceil(pixels / int(knobs["kv_stride"]) ** 2)
+        ),
     ),
     BlockSpec(
         "mqa_elan",
@@ -169,6 +171,7 @@ _SPECS = (
             "ratio": Knob(0.5, "inner width over the output channels; rounded to a multiple of 4", float, low=0.125, high=4),
             "key_dim": Knob(48, "channels of each query, of the one key and of the one value", high=1024),
         },
+        scores=lambda pixels, heads, _: heads * pixels**2,
     ),
     BlockSpec("repvit_stem", "RepViTStem", "nas.blocks.repvit:RepViTStem", _REPVIT, stride=4),
     BlockSpec(

@@ -41,7 +41,8 @@ class MQAELAN(RepNCSPELAN4):  # type: ignore[misc]
         """Turn the layer, in place, into its inference form, as Ultralytics does it with modules of its own."""
         for module in self.modules():
             if isinstance(module, RepConv):
-                module.fuse_convs()
+                with torch.random.fork_rng(devices=[]):  # it draws weights which it then throws away
+                    module.fuse_convs()
             elif isinstance(module, Conv) and hasattr(module, "bn"):
                 module.conv = fuse_conv_and_bn(module.conv, module.bn)
                 del module.bn
