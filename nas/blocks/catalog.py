@@ -92,6 +92,10 @@ _LAYER_SCALE = Knob(
     high=10,
 )
 
+_MBCONV = Knob(4.0, "expansion of the MBConv", float, low=0.125, high=16)
+_EFFICIENTVIT = "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction (ICCV 2023)"
+_REPVIT = "RepViT: Revisiting Mobile CNN From ViT Perspective (CVPR 2024)"
+
 _SPECS = (
     BlockSpec(
         "riformer",
@@ -107,11 +111,11 @@ _SPECS = (
         "efficientvit",
         "EfficientViT",
         "nas.blocks.efficientvit:EfficientViT",
-        "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction (ICCV 2023)",
+        _EFFICIENTVIT,
         default_heads=lambda channels: _largest_divisor(channels, channels // 16),
         heads_divide=True,
         knobs={
-            "ratio": Knob(4.0, "expansion of the MBConv", float, low=0.125, high=16),
+            "ratio": _MBCONV,
             "kernel": Knob(5, "kernel of the second attention scale", high=31, odd=True),
         },
     ),
@@ -119,7 +123,7 @@ _SPECS = (
         "repvit",
         "RepViT",
         "nas.blocks.repvit:RepViT",
-        "RepViT: Revisiting Mobile CNN From ViT Perspective (CVPR 2024)",
+        _REPVIT,
         knobs={
             "ratio": Knob(2.0, "expansion of the channel mixer", float, low=0.125, high=16),
             "kernel": Knob(3, "kernel of the depthwise token mixer", low=3, high=31, odd=True),
@@ -150,9 +154,53 @@ _SPECS = (
         knobs={
             "key_dim": Knob(32, "channels of each query, of the one key and of the one value", high=1024),
             "kv_stride": Knob(1, "down-sampling of keys and values", high=16),
+            "q_stride": Knob(1, "down-sampling of queries; what they read is interpolated back", high=16),
             "layer_scale": _LAYER_SCALE,
         },
-        scores=lambda pixels, heads, knobs: heads * pixels * math.ceil(pixels / int(knobs["kv_stride"]) ** 2),
+        scores=lambda pixels, heads, knobs: (
+            heads * math.ceil(pixels / int(knobs["q_stride"]) ** 2) * math.ceil(pixels / int(knobs["kv_stride"]) ** 2)
+        ),
+    ),
+    BlockSpec(
+        "mqa_elan",
+        "MQAELAN",
+        "nas.yolo.mqa_elan:MQAELAN",
+        "the layer of YOLOv9 (ECCV 2024) with multi-query attention (MobileNetV4, ECCV 2024) for two of its convolutions",
+        default_heads=lambda _: 8,
+        knobs={
+            "ratio": Knob(0.5, "inner width over the output channels; rounded to a multiple of 4", float, low=0.125, high=4),
+            "key_dim": Knob(48, "channels of each query, of the one key and of the one value", high=1024),
+        },
+        scores=lambda pixels, heads, _: heads * pixels**2,
+    ),
+    BlockSpec("repvit_stem", "RepViTStem", "nas.blocks.repvit:RepViTStem", _REPVIT, stride=4),
+    BlockSpec(
+        "repvit_down",
+        "RepViTDown",
+        "nas.blocks.repvit:RepViTDown",
+        _REPVIT,
+        knobs={
+            "ratio": Knob(2.0, "expansion of the channel mixers", float, low=0.125, high=16),
+            "kernel": Knob(3, "kernel of the depthwise convolutions", low=3, high=31, odd=True),
+        },
+        stride=2,
+    ),
+    BlockSpec("efficientvit_stem", "EfficientViTStem", "nas.blocks.efficientvit:EfficientViTStem", _EFFICIENTVIT, stride=2),
+    BlockSpec(
+        "efficientvit_conv",
+        "EfficientViTConv",
+        "nas.blocks.efficientvit:EfficientViTConv",
+        _EFFICIENTVIT,
+        knobs={"ratio": _MBCONV},
+        stride=2,
+    ),
+    BlockSpec(
+        "efficientvit_down",
+        "EfficientViTDown",
+        "nas.blocks.efficientvit:EfficientViTDown",
+        _EFFICIENTVIT,
+        knobs={"ratio": _MBCONV},
+        stride=2,
     ),
 )
 

@@ -19,6 +19,8 @@ def notes(tmp_path: Path, choices: str, imgsz: int = 640) -> list[str]:
     [
         ("{block: [keep, mobile_mqa], heads: [2, 8]}", 8 * 25_600**2 / 2**28),
         ("{block: mobile_mqa, heads: 8, mobile_mqa: {kv_stride: 2}}", 8 * 25_600**2 / 4 / 2**28),
+        ("{block: mobile_mqa, heads: 8, mobile_mqa: {kv_stride: 2, q_stride: 2}}", 8 * 25_600**2 / 16 / 2**28),
+        ("{block: mqa_elan}", 8 * 25_600**2 / 2**28),
         ("{block: irmb, heads: 8, irmb: {window: [7, 0]}}", 8 * 25_600**2 / 2**28),
         ("{block: irmb, heads: 8, irmb: {window: 64}}", 8 * 25_600 * 64**2 / 2**28),
     ],
