@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The proxy trainer beside Ultralytics' own `train()`: the same architectures on the same images, in one run.
 
-    scripts/bench_proxy.py [--data bccd.yaml] [--imgsz 160] [--architectures 3] [--seeds 3] [--device cpu] [--quick] [--json OUT]
+    scripts/bench_proxy.py [--data YAML] [--imgsz 160] [--architectures 3] [--seeds 3] [--device cpu] [--quick] [--json OUT]
 
 Four ways to train each architecture with each seed, one after the other, so that what slows the machine slows all:
 

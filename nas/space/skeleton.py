@@ -125,7 +125,7 @@ def find_model(name: str, beside: Path | None = None) -> tuple[Path, str]:
     folder; only a bare name may mean a model of Ultralytics or one that comes with nas. Raises InputError with the nearest
     name.
     """
-    stem = Path(name).stem
+    stem = _stem(name)
     found = re.search(r"yolo(e-)?[v]?\d+([nslmx])", stem)
     scale = found[2] if found else ""
     for folder in (*([beside] if beside else []), Path()):
@@ -140,6 +140,11 @@ def find_model(name: str, beside: Path | None = None) -> tuple[Path, str]:
             return stock[candidate], scale if candidate != stem else ""
     names = {re.sub(r"^(yolov?\d+)", r"\1n", s) for s in stock if re.match(r"yolov?(5|8|11|12|26)\b", s)} | set(stock)
     raise InputError(f"no model YAML '{name}'", did_you_mean(stem, names))
+
+
+def _stem(name: str) -> str:
+    """The name of a model YAML's file without `.yaml`: `yolo11n-repvit-m0.9` keeps its dot."""
+    return re.sub(r"\.ya?ml$", "", Path(name).name)
 
 
 def shipped_model(argument: str) -> str:
@@ -192,7 +197,7 @@ def read_skeleton(name: str, beside: Path | None = None) -> Skeleton:
             raise _fault(document, at, f"row [{source}, {repeats}, {module}, {args}] cannot be built") from None
     extras = {k: v for k, v in data.items() if k not in {"backbone", "head", "scales", "depth_multiple", "width_multiple"}}
     split = len(data["backbone"])
-    stem = Path(name).stem
+    stem = _stem(name)
     full_name = stem if not scales or re.search(rf"\d{scale}", stem) else re.sub(r"^(yolov?\d+)", rf"\1{scale}", stem)
     legacy = not any(row.module in _NOT_LEGACY for row in rows)
     return Skeleton(full_name, tuple(rows), split, extras, bool(data.get("legacy", legacy)), _slots(rows, split))
