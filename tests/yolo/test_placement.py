@@ -16,13 +16,22 @@ from nas.space.architecture import KEEP, Architecture, model_yaml, place
 from nas.space.skeleton import Skeleton, read_skeleton
 from nas.yolo.build import build
 
-CLASSES = {"segment": "SegmentationModel", "pose": "PoseModel", "obb": "OBBModel", "detect": "DetectionModel"}
+CLASSES = {
+    "detect": "DetectionModel",
+    "segment": "SegmentationModel",
+    "pose": "PoseModel",
+    "obb": "OBBModel",
+    "classify": "ClassificationModel",
+    "semantic": "SemanticSegmentationModel",
+    "depth": "DepthModel",
+}
 SMALL = "yolov5n yolov8n yolov9t yolov10n yolo11n yolo12n yolo26n".split()
 LARGE = (
     "yolov5x yolov8s yolov8m yolov8x yolov8l-p2 yolov8n-p6 yolov8n-ghost yolov9s yolov9m yolov9c yolov9e yolov10s yolov10m "
     "yolov10b yolov10l yolov10x yolo11s yolo11m yolo11l yolo11x yolo12s yolo12m yolo12l yolo12x yolo26s yolo26m yolo26x "
     "yolo26n-p2 yolo26n-p6 yolov8n-seg yolov8n-pose yolov8n-obb yolov9c-seg yolo11n-seg yolo11m-seg yolo11n-pose yolo11n-obb "
-    "yolo12n-seg yolo26n-seg yolo26m-seg yolo26n-pose yolo26n-obb"
+    "yolo12n-seg yolo26n-seg yolo26m-seg yolo26n-pose yolo26n-obb yolov8n-cls yolo11n-cls yolo12n-cls yolo26n-cls yolo26n-sem "
+    "yolo26n-depth"
 ).split()
 
 
@@ -57,9 +66,10 @@ def train_step(model: torch.nn.Module) -> None:
 def test_the_unmodified_skeleton_is_the_stock_model(name: str) -> None:
     stock = YOLO(f"{name}.yaml")
     skeleton = read_skeleton(f"{name}.yaml")
-    model = getattr(tasks, CLASSES[stock.task])(model_yaml(skeleton, Architecture(skeleton.name)), verbose=False)
+    model = build(model_yaml(skeleton, Architecture(skeleton.name)))
+    assert (skeleton.task, type(model).__name__) == (stock.task, CLASSES[stock.task])
     assert shapes(model) == shapes(stock.model)
-    assert model.model[-1].legacy == stock.model.model[-1].legacy
+    assert getattr(model.model[-1], "legacy", None) == getattr(stock.model.model[-1], "legacy", None)
     assert list(model.stride) == list(stock.model.stride)
     assert model.save == stock.model.save
     assert [slot.layer for slot in skeleton.slots if not hasattr(stock.model.model[slot.layer], "cv1")] == []
@@ -209,9 +219,10 @@ def test_wrong_repeats_of_a_row_name_the_layer(repeats: object) -> None:
         build(data)
 
 
-def test_only_detection_models_are_built() -> None:
-    skeleton = read_skeleton("yolo11n-seg.yaml")
-    with pytest.raises(InputError, match="head is Segment"):
+def test_a_head_of_no_known_task_is_not_built() -> None:
+    skeleton = read_skeleton("yolov8n-world.yaml")
+    assert skeleton.task is None
+    with pytest.raises(InputError, match="head is WorldDetect"):
         build(model_yaml(skeleton, Architecture(skeleton.name)))
 
 
