@@ -52,7 +52,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--data", metavar="YAML", help="Ultralytics detection dataset; without it the built-in set is used.")
+@click.option("--data", metavar="YAML", help="Ultralytics dataset; without it the built-in set is used.")
 @click.option("--budget", default="30min", show_default=True, help="64gpu-h, 30gpu-min, 2h, 30min or 20trials.")
 @click.option("--max-latency", metavar="TIME", help="Hard limit, for example 2ms or 800us; what is slower is not trained.")
 @click.option("--space", default="yolo11n-blocks", show_default=True, help="Search space YAML, or the name of a shipped one.")
@@ -65,6 +65,7 @@ def cli() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--executor", default="local", show_default=True, help="local (processes of this host) or ray.")
 @click.option("--sampler", default="tpe", show_default=True, help="tpe or random.")
+@click.option("--weights", metavar="FILE", help="Checkpoint of the skeleton (.pt): what an architecture kept starts from it.")
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
 @click.option("--name", help="Folder under results/.  [default: search, search2, …]")

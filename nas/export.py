@@ -36,18 +36,20 @@ def write_winner(
     placement = [f"  {slot}: {text}" for slot, text in record.placement.items()] or ["  (nothing: the skeleton as it is)"]
     score = f"{record.map:.4f}" if record.map is not None else "unknown"
     latency = f"{record.latency_ms:.3f} ms" if record.latency_ms is not None else "unknown"
+    weights, fidelity = printable(summary.weights), printable(summary.fidelity)
+    load, pretrained = (f'.load("{weights}")', f" pretrained={weights}") if weights else ("", "")
     head = [
         f"{architecture.id}: trial {record.trial} of run {printable(summary.name)}, found by nas in {summary.skeleton}",
         "placements",
         *placement,
-        f"proxy mAP50-95 {score} on the {summary.split} of {printable(summary.data)} after {summary.fidelity}",
+        f"proxy {summary.metric} {score} on the {summary.split} of {printable(summary.data)} after {fidelity}",
         f"latency {latency} on {summary.target} at {summary.imgsz} px",
         "",
         "it needs:    nas, from its own repository; its distribution is yolo-placement-search (not `pip install nas`)",
         "train it:    import nas.yolo                # teaches Ultralytics the blocks below",
         "             from ultralytics import YOLO",
-        f'             YOLO("{path.name}").train(data=…, epochs=…)',
-        f"or:          nas yolo train model={path.name} data=… epochs=…",
+        f'             YOLO("{path.name}"){load}.train(data=…, epochs=…)',
+        f"or:          nas yolo train model={path.name}{pretrained} data=… epochs=…",
     ]
     write_whole(path, model_text(model_yaml(skeleton, architecture, nc), head))
 

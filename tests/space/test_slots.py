@@ -117,6 +117,25 @@ def test_slots_of_a_skeleton(name: str) -> None:
     assert [(slot.layer, slot.row.c1, slot.row.c2, slot.depth) for slot in skeleton.slots] == SLOTS[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("yolov8n", "detect"),
+        ("yolov10n", "detect"),
+        ("yolo11n-seg", "segment"),
+        ("yolo26n-seg", "segment"),
+        ("yolo26n-pose", "pose"),
+        ("yolo11n-obb", "obb"),
+        ("yolo26n-cls", "classify"),
+        ("yolo26n-sem", "semantic"),
+        ("yolo26n-depth", "depth"),
+        ("rtdetr-l", None),
+    ],
+)
+def test_the_last_row_says_what_a_model_is_for(name: str, task: str | None) -> None:
+    assert read_skeleton(f"{name}.yaml").task == task
+
+
 def test_a_second_slot_of_one_name_gets_a_number() -> None:
     slots = {slot.name: (slot.layer, slot.row.c1, slot.row.c2) for slot in read_skeleton("yolov9e.yaml").slots}
     assert slots["backbone.P4"] == (7, 512, 1024)

@@ -1,12 +1,13 @@
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 
 from nas.errors import InputError
-from nas.training.augment import Augmentation
+from nas.training.augment import Augmentation, Batches, generator_of
 from nas.training.proxy import (
     Average,
     DivergedError,
@@ -18,6 +19,7 @@ from nas.training.proxy import (
     train_proxy,
     training_dtype,
 )
+from nas.yolo.criterion import Criterion
 from nas.yolo.decode import Images
 
 Rectangles = Callable[[int, int, int], Images]
@@ -26,7 +28,14 @@ CPU = torch.device("cpu")
 
 def model_of(skeleton: str = "yolo11n.yaml", seed: int = 0) -> DetectionModel:
     torch.manual_seed(seed)
-    return DetectionModel(skeleton, ch=3, nc=3, verbose=False)
+    return (SegmentationModel if "seg" in skeleton else DetectionModel)(skeleton, ch=3, nc=3, verbose=False)
+
+
+def outlined(images: Images) -> Images:
+    """The same images; each box is a polygon too."""
+    corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)], np.float32) * images.imgsz
+    polygons = [[box[1:3] * images.imgsz + corners * box[3:] for box in label] for label in images.labels]
+    return Images(images.pixels, images.labels, polygons=polygons)
 
 
 def trained(model: DetectionModel, images: Images, epochs: int, report: Callable[[Progress], None] = print, **changes):
@@ -58,12 +67,35 @@ def test_equal_seeds_give_equal_results(rectangles: Rectangles) -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_fixed_weights_stay_and_all_others_move(rectangles: Rectangles) -> None:
-    model = model_of()
+@pytest.mark.parametrize(
+    ("skeleton", "fixed"),
+    [
+        ("yolo11n.yaml", ["model.23.dfl.conv.weight"]),
+        ("yolo11n-seg.yaml", ["model.23.dfl.conv.weight"]),
+        ("yolo26n-seg.yaml", []),
+    ],
+)
+def test_fixed_weights_stay_and_all_others_move(rectangles: Rectangles, skeleton: str, fixed: list[str]) -> None:
+    model, images = model_of(skeleton), rectangles(8, 64, 0)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    trained(model, rectangles(8, 64, 0), 1, batch=4)
+    trained(model, outlined(images) if "seg" in skeleton else images, 1, batch=4)
     still = [key for key, value in model.named_parameters() if torch.equal(value, before[key])]
-    assert still == ["model.23.dfl.conv.weight"]
+    # a one-to-one branch learns only on levels that an object was given to
+    assert [key for key in still if "one2one" not in key] == fixed
+    assert not [key for key in still if "one2one" in key and "cv3" in key]
+
+
+@pytest.mark.parametrize("skeleton", ["yolo11n-seg.yaml", "yolo26n-seg.yaml"])
+def test_masks_count_in_the_loss(rectangles: Rectangles, skeleton: str) -> None:
+    model = model_of(skeleton).train()
+    criterion = Criterion(model, 1)
+    batch = Batches(outlined(rectangles(4, 64, 0)), CPU).make(torch.arange(4), Augmentation(), generator_of(0))
+    predictions = model(batch["img"])
+    whole = criterion(predictions, batch)
+    assert whole.isfinite()
+    assert criterion(predictions, {**batch, "masks": batch["masks"] * 0}) != whole
+    none = {**batch, **{key: batch[key][:0] for key in ("cls", "bboxes", "batch_idx")}, "masks": batch["masks"] * 0}
+    assert criterion(predictions, none).isfinite()
 
 
 def test_a_diverged_training_stops_at_once(rectangles: Rectangles) -> None:
@@ -94,6 +126,7 @@ def test_fewer_images_than_a_batch_and_images_without_boxes(rectangles: Rectangl
     images = rectangles(3, 64, 0)
     empty = Images(images.pixels, [label[:0] for label in images.labels])
     assert trained(model_of(), empty, 1).map == 0.0
+    assert trained(model_of("yolo11n-seg.yaml"), outlined(empty), 1).map == 0.0
     with pytest.raises(InputError, match="0 epochs"):
         trained(model_of(), images, 0)
 

@@ -49,6 +49,7 @@ def test_the_unmodified_skeleton_is_the_stock_model(name: str) -> None:
     skeleton = read_skeleton(f"{name}.yaml")
     model = build(model_yaml(skeleton, Architecture(skeleton.name)))
     assert shapes(model) == shapes(stock.model)
+    assert skeleton.task == stock.task
     assert type(model) is type(stock.model)
     assert getattr(model.model[-1], "legacy", None) == getattr(stock.model.model[-1], "legacy", None)
     assert list(model.stride) == list(stock.model.stride)
@@ -215,6 +216,13 @@ def test_wrong_repeats_of_a_row_name_the_layer(repeats: object) -> None:
     data["backbone"][6] = [-1, repeats, "RepViT", [64]]
     with pytest.raises(InputError, match="layer 6: repeats of RepViT"):
         build(data)
+
+
+def test_a_head_of_no_known_task_is_not_built() -> None:
+    skeleton = read_skeleton("yolov8n-world.yaml")
+    assert skeleton.task is None
+    with pytest.raises(InputError, match="head is WorldDetect"):
+        build(model_yaml(skeleton, Architecture(skeleton.name)))
 
 
 def test_no_row_of_ours_hides_a_name_of_ultralytics() -> None:
