@@ -137,7 +137,7 @@ def _jobs(config: RunConfig, dataset: Dataset) -> Callable[[dict[str, Any]], Tra
             root=str(dataset.root),
             cache=str(cache_root()),
             imgsz=config.imgsz,
-            epochs=config.epochs,
+            rungs=(config.epochs,),
             batch=config.batch,
             lr0=config.lr0,
             held_out=config.held_out,

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nas.space.skeleton import TASKS
+
+if TYPE_CHECKING:
+    import torch
+
+    from nas.training.recipe import Recipe
 
 PRICE = "nas.execution.work:price"
 TRAIN = "nas.execution.work:train"
 TRY_WEIGHTS = "nas.execution.work:try_weights"
+STATE_FILE = "training.safetensors"
+WEIGHTS_FILE = "weights.pt"
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -39,7 +47,9 @@ class TrainJob:
 
     What the architecture kept starts from the checkpoint `weights`, where there is one. `root` is the folder that the
     dataset YAML's `path` was found to mean. `held_out` is the rest's share, drawn with `split_seed`, so that all trials of
-    a run share one split.
+    a run share one split; of the training part `fraction` is used. `rungs` are epochs, `until` the one to stop at (the last
+    where None). `folder` is where the trial's weights go, with the classes' `names`, and the state of a training that is
+    interrupted; None keeps neither.
     """
 
     model: Mapping[str, Any]
@@ -47,14 +57,18 @@ class TrainJob:
     root: str
     cache: str
     imgsz: int
-    epochs: int
+    rungs: Sequence[int]
     batch: int
     lr0: float
     held_out: float
     split_seed: int
     device: str
     threads: int
+    names: Sequence[str] = ()
     weights: str | None = None
+    fraction: float = 1.0
+    until: int | None = None
+    folder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,14 +108,35 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     import torch  # noqa: PLC0415  (workers only)
 
     from nas.errors import UnreachableError  # noqa: PLC0415
-    from nas.training.proxy import Recipe, train_proxy  # noqa: PLC0415
+    from nas.training.precision import training_dtype  # noqa: PLC0415
+    from nas.training.recipe import Recipe  # noqa: PLC0415
 
     job = TrainJob(**payload)
     if job.device.startswith("cuda") and not torch.cuda.is_available():
         raise UnreachableError("no CUDA device found on this worker", "search with --device cpu")
     torch.set_num_threads(job.threads)
+    precision = training_dtype(torch.device(job.device), Path(job.cache))
+    recipe = replace(Recipe(), batch=job.batch, lr=job.lr0)
+    try:
+        return _trained(job, seed, report, recipe, precision)
+    except (MemoryError, torch.OutOfMemoryError):
+        # what the first try had taken is free again once its frames are gone
+        report({"epoch": 0, "epochs": job.rungs[-1], "note": f"out of memory at batch {recipe.batch}; tried again with half"})
+    if job.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return {**_trained(job, seed, report, recipe.halved(), precision), "halved": True}
+
+
+def _trained(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision: torch.dtype) -> dict[str, Any]:
+    import torch  # noqa: PLC0415  (workers only)
+
+    from nas.training.proxy import train_proxy  # noqa: PLC0415
+    from nas.yolo.checkpoints import save_checkpoint  # noqa: PLC0415
+
     polygons = TASKS[job.model["head"][-1][2]] == "segment"
-    fit, held_out, nc = _images(job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed, polygons)
+    fit, held_out, nc = images_of(
+        job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed, polygons, job.fraction
+    )
     torch.manual_seed(seed)
     model, transferred = _model(job)
     outcome = train_proxy(
@@ -109,13 +144,20 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
         fit,
         held_out,
         nc=nc,
-        epochs=job.epochs,
-        recipe=replace(Recipe(), batch=job.batch, lr=job.lr0),
+        rungs=job.rungs,
+        until=job.until,
+        recipe=recipe,
         seed=seed,
         device=torch.device(job.device),
+        precision=precision,
         report=lambda progress: report(asdict(progress)),
+        state=None if job.folder is None else Path(job.folder) / STATE_FILE,
     )
-    return {**asdict(outcome), **({"transferred": transferred} if transferred else {}), "pid": os.getpid()}
+    if job.folder is not None:
+        save_checkpoint(model, Path(job.folder) / WEIGHTS_FILE, job.names)
+    skipped = [str(path) for path in fit.skipped]
+    known = {"transferred": transferred, "skipped": skipped, "pid": os.getpid()}
+    return {**asdict(outcome), **{name: value for name, value in known.items() if value}}
 
 
 def try_weights(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)
@@ -142,19 +184,24 @@ def _model(job: PriceJob | TrainJob) -> tuple[Any, tuple[int, int] | None]:
 
 
 @lru_cache(maxsize=2)
-def _images(
-    data: str, root: str, cache: str, imgsz: int, held_out: float, split_seed: int, polygons: bool
+def images_of(
+    data: str, root: str, cache: str, imgsz: int, held_out: float, split_seed: int, polygons: bool, fraction: float = 1.0
 ) -> tuple[Any, Any, int]:
-    """The training part, the held-out part and the number of classes; decoded once per host, kept by this process."""
+    """The part to train on, of which `fraction` is taken, the held-out part, and the number of classes.
+
+    All of `train` is decoded once per host, whatever the split; this process keeps what it has read.
+    """
     from nas.dataset.description import read_dataset  # noqa: PLC0415
     from nas.dataset.labels import read_labels, read_polygons  # noqa: PLC0415
     from nas.yolo.decode import decode  # noqa: PLC0415
 
     dataset = read_dataset(Path(data), Path(root), polygons=polygons)
-    parts = []
-    for indices in dataset.split(held_out, split_seed):
-        paths = [dataset.train[i] for i in indices]
-        labels = [read_labels(path, dataset.nc) for path in paths]
-        outlines = [read_polygons(path, dataset.nc) for path in paths] if polygons else None
-        parts.append(decode(paths, labels, imgsz, Path(cache) / "images", outlines))
-    return parts[0], parts[1], dataset.nc
+    labels = [read_labels(path, dataset.nc) for path in dataset.train]
+    outlines = [read_polygons(path, dataset.nc) for path in dataset.train] if polygons else None
+    images = decode(dataset.train, labels, imgsz, Path(cache) / "images", outlines)
+    unreadable = set(images.skipped)
+    readable = (index for index, path in enumerate(dataset.train) if path not in unreadable)
+    row_of = {index: row for row, index in enumerate(readable)}
+    fit, rest = ([row_of[i] for i in part if i in row_of] for part in dataset.split(held_out, split_seed))
+    fit = sorted(random.Random(split_seed).sample(fit, max(1, round(fraction * len(fit)))))
+    return images.take(fit), images.take(rest), dataset.nc

@@ -63,8 +63,9 @@ class Batches:
         self.images = images
         self.device = device
         self._resident: Tensor | None = None
-        if device.type == "cuda" and images.pixels.nbytes < 0.1 * torch.cuda.mem_get_info(device)[0]:
-            self._resident = torch.tensor(images.pixels, device=device)
+        size = len(images) * 3 * images.imgsz**2
+        if device.type == "cuda" and size < 0.1 * torch.cuda.mem_get_info(device)[0]:
+            self._resident = torch.from_numpy(images.read(slice(None))).to(device)
 
     def make(self, rows: Tensor, how: Augmentation, random: torch.Generator) -> dict[str, Tensor]:
         """One batch.
@@ -118,7 +119,7 @@ class Batches:
         if self._resident is not None:
             raw = self._resident[tiles.to(self.device)]
         else:
-            raw = torch.from_numpy(self.images.pixels[tiles.numpy()]).to(self.device)
+            raw = torch.from_numpy(self.images.read(tiles.numpy())).to(self.device)
         canvas = torch.zeros(len(centre), 3, canvas_side, canvas_side, device=self.device)
         values = raw.float().sub_(GREY).div_(255)  # grey becomes 0, the value that resampling finds outside the canvas
         for value, sample, (x, y) in zip(values, owner.tolist(), corner.tolist(), strict=True):

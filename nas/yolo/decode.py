@@ -35,25 +35,34 @@ class Images:
     """Letterboxed images and their labels.
 
     Attributes:
-        pixels: uint8 (N, 3, S, S), RGB; usually a read-only memory map.
+        pixels: uint8 (files, 3, S, S), RGB; usually a read-only memory map that several `Images` share.
         labels: one float32 (n, 5) per image: class, then cx, cy, w, h as shares of the S x S canvas.
         skipped: files that could not be read and are therefore absent from all others.
         polygons: for segmentation, per image the n outlines of its objects, each float32 (points, 2): x, y in pixels of
             the canvas (shares would not bring whole numbers back, and masks are drawn by whole numbers).
+        rows: which of `pixels` each image is; None where they are the same.
     """
 
     pixels: Pixels
     labels: list[Labels]
     skipped: tuple[Path, ...] = ()
     polygons: list[list[Points]] | None = None
+    rows: npt.NDArray[np.intp] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: slice) -> Images:
-        """A contiguous part of the images, sharing the pixels (nothing is copied)."""
-        polygons = None if self.polygons is None else self.polygons[rows]
-        return Images(self.pixels[rows], self.labels[rows], self.skipped, polygons)
+    def read(self, indices: npt.NDArray[np.intp] | slice) -> Pixels:
+        """The pixels of some images, copied."""
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        return self.pixels[rows[indices]]
+
+    def take(self, indices: Sequence[int]) -> Images:
+        """Some of the images, in this order; the pixels stay where they are."""
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        polygons = None if self.polygons is None else [self.polygons[i] for i in indices]
+        chosen = rows[np.asarray(indices, np.intp)]
+        return Images(self.pixels, [self.labels[i] for i in indices], self.skipped, polygons, chosen)
 
     @property
     def imgsz(self) -> int:

@@ -96,7 +96,7 @@ def evaluate(
     max_det = max(max_det, *map(len, images.labels)) if len(images) else max_det
     boxes, masks = _Statistics(), _Statistics()
     for start in range(0, len(images), batch):
-        pixels = torch.from_numpy(np.array(images.pixels[start : start + batch])).to(device)
+        pixels = torch.from_numpy(images.read(slice(start, start + batch))).to(device)
         pixels = pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
         predictions = model(pixels)[0]
         predictions, prototypes = (predictions, None) if images.polygons is None else predictions

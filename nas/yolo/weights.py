@@ -6,22 +6,17 @@ package come alive in it.
 
 from __future__ import annotations
 
-import sys
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import nn
 from ultralytics.nn.tasks import BaseModel, torch_safe_load
 from ultralytics.utils.torch_utils import intersect_dicts
 
-from nas.blocks.catalog import ROWS
 from nas.errors import InputError
 from nas.space.skeleton import TASKS
 from nas.yolo.stage import Stage
-
-_PLACES = ("nas.blocks.", "nas.yolo.")
 
 
 @lru_cache(maxsize=1)
@@ -32,7 +27,6 @@ def read_weights(path: Path) -> BaseModel:
         InputError: not an Ultralytics checkpoint, one that holds other classes, or one of a fused model.
     """
     cure = "give a .pt file of Ultralytics: one that it published, or the best.pt of a training"
-    torch.serialization.add_safe_globals([*_classes()])
     try:
         # with a path, so that Ultralytics takes it for no name of its own that it could fetch
         checkpoint, _ = torch_safe_load(path.absolute(), safe_only=True)
@@ -91,13 +85,3 @@ def _same(one: Stage, other: nn.Module) -> bool:
         return False
     shapes, others = ({name: t.shape for name, t in each.state_dict().items()} for each in (one, other))
     return shapes == others
-
-
-def _classes() -> list[type[nn.Module]]:
-    """The classes of this package that a checkpoint may hold."""
-    for spec in ROWS.values():
-        if spec.source.startswith(_PLACES):
-            spec.load()  # imports its module
-    places = [(name, module) for name, module in sys.modules.items() if name.startswith(_PLACES)]
-    known = [(name, thing) for name, module in places for thing in vars(module).values() if isinstance(thing, type)]
-    return [thing for name, thing in known if issubclass(thing, nn.Module) and thing.__module__ == name]

@@ -15,7 +15,8 @@ import yaml
 from ultralytics import YOLO
 
 from nas.dataset.labels import read_polygons
-from nas.training.proxy import Recipe, train_proxy
+from nas.training.proxy import train_proxy
+from nas.training.recipe import Recipe
 from nas.yolo import metrics
 from nas.yolo.decode import Images, decode
 from nas.yolo.metrics import evaluate
@@ -84,7 +85,18 @@ def test_map_equals_ultralytics_validation(tmp_path: Path, skeleton: str, epochs
     torch.manual_seed(0)
     yolo = YOLO(skeleton)
     model = type(yolo.model)(skeleton, ch=3, nc=3, verbose=False)
-    outcome = train_proxy(model, train, val, nc=3, epochs=epochs, recipe=Recipe(), seed=0, device=CPU, report=lambda p: None)
+    outcome = train_proxy(
+        model,
+        train,
+        val,
+        nc=3,
+        rungs=(epochs,),
+        recipe=Recipe(),
+        seed=0,
+        device=CPU,
+        precision=torch.float32,
+        report=lambda p: None,
+    )
     model.end2end = end2end
     ours = evaluate(model, val, 3, batch=8, device=CPU)
 
