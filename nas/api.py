@@ -5,6 +5,7 @@ No torch in this process: what needs it runs in workers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from nas.blocks.register import digest_of, file_of
 from nas.blocks.user import load_blocks
 from nas.config import Budget, RunConfig, parse_latency
 from nas.dataset.description import Dataset, read_dataset
-from nas.errors import InputError, UnreachableError
+from nas.errors import InputError, UnreachableError, WeightsError
 from nas.hardware import cuda_devices, default_workers
 from nas.latency.target import Target
 from nas.review.progress import Progress, Quiet
@@ -24,6 +25,7 @@ from nas.runs import folder as folders
 from nas.session import run_session
 from nas.space.reader import find_space, read_space
 from nas.space.search_space import SearchSpace
+from nas.space.skeleton import Skeleton
 
 BUILT_IN = "built-in"
 
@@ -46,6 +48,7 @@ def search(
     workers: int | None = None,
     sampler: str = "tpe",
     seed: int = 0,
+    weights: str | Path | None = None,
     name: str | None = None,
     blocks: str | Path | Sequence[str | Path] = (),
     command: str | None = None,
@@ -55,7 +58,7 @@ def search(
     """Search and return the run; its files lie in `results/NAME`.
 
     Args:
-        data: an Ultralytics detection dataset YAML; the built-in set where None.
+        data: an Ultralytics dataset YAML, for a segmentation skeleton one of polygons; the built-in set where None.
         space: a search space YAML, or the name of a shipped one.
         budget: `64gpu-h`, `30gpu-min`, `2h`, `30min` or `20trials`.
         max_latency: `2ms`, `800us`: the hard limit.
@@ -64,6 +67,7 @@ def search(
         device: `auto`, `cpu` or `cuda`, what proxies train on.
         executor: `local` or `ray`.
         workers: trials trained at once; by default one per GPU, without a GPU one per core.
+        weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
         blocks: files with blocks of your own; their code runs, here and in the workers.
         settings: `epochs`, `batch`, `lr0`, `held_out` of the proxy trainings.
 
@@ -75,7 +79,11 @@ def search(
     gpus = cuda_devices() if device != "cpu" else 0
     if device == "cuda" and gpus == 0:
         raise UnreachableError("--device cuda: no CUDA device found", "use --device cpu")
-    dataset = _dataset(BUILT_IN if data is None else str(data))
+    path, files = find_space(str(space)), _paths(blocks)
+    own = load_blocks(*files)
+    asked = read_space(path)
+    dataset = _dataset(BUILT_IN if data is None else str(data), asked.skeleton)
+    checkpoint = None if weights is None else _checkpoint(weights)
     measured_on = _target(target)
     config = RunConfig(
         data=BUILT_IN if data is None else str(dataset.yaml),
@@ -89,12 +97,10 @@ def search(
         workers=workers if workers is not None else default_workers(gpus),
         device="cuda" if gpus else "cpu",
         seed=seed,
+        weights=None if checkpoint is None else str(checkpoint),
         **settings,
     )
-    path = find_space(str(space))
-    files = _paths(blocks)
-    own = load_blocks(*files)
-    _admit(own, read_space(path))
+    _admit(own, asked)
     command = command or "nas.search(…)"
     folder = folders.new_folder(name)
     with folders.removed_on_failure(folder), writing(folder):
@@ -102,8 +108,10 @@ def search(
         if own:
             folders.write_blocks(folder, own, files)
         folders.write_config(folder, config, command)
-        folders.write_manifest(folder, dataset.digest, dataset.names, measured_on.stamp())
-    return run_session(folder, config, dataset, progress or Quiet(), command)
+        digest = None if checkpoint is None else _digest(checkpoint)
+        folders.write_manifest(folder, dataset.digest, dataset.names, measured_on.stamp(), digest)
+    with folders.removed_on_failure(folder, WeightsError):
+        return run_session(folder, config, dataset, progress or Quiet(), command)
 
 
 def resume(
@@ -122,7 +130,8 @@ def resume(
         changes: fields of `RunConfig` that may change: `budget`, `max_latency_ms`, `workers`, `executor`.
 
     Raises:
-        InputError: no such run, its dataset has changed, the budget is of another kind, or a block file is not named.
+        InputError: no such run, its dataset or checkpoint has changed, the budget is of another kind, or a block file is not
+            named.
     """
     folder = folders.find_folder(str(run))
     config, command = folders.read_config(folder)
@@ -131,9 +140,12 @@ def resume(
         config = replace(config, budget=Budget.parse(config.budget).plus(Budget.parse(add_budget)).text)
     _target(config.target)
     _load_again(folder, _paths(blocks))
-    dataset = _dataset(config.data)
-    if dataset.digest != folders.read_manifest(folder)["data_digest"]:
+    dataset = _dataset(config.data, read_space(folder / "space.yaml").skeleton)
+    manifest = folders.read_manifest(folder)
+    if dataset.digest != manifest["data_digest"]:
         raise InputError(f"{dataset.yaml}: has changed since {folder} began", "restore the data, or start a new run")
+    if config.weights is not None and _digest(_checkpoint(config.weights)) != manifest.get("weights_digest"):
+        raise InputError(f"{config.weights}: has changed since {folder} began", "restore the file, or start a new run")
     return run_session(folder, config, dataset, progress or Quiet(), command)
 
 
@@ -175,12 +187,34 @@ def _target(name: str) -> Target:
     return target
 
 
-def _dataset(name: str) -> Dataset:
+def _dataset(name: str, skeleton: Skeleton) -> Dataset:
+    """A dataset whose labels suit the skeleton's task. Raises InputError."""
+    polygons = skeleton.task == "segment"
     if name == BUILT_IN:
         from nas.dataset.builtin import builtin_dataset  # noqa: PLC0415  (opencv, only to build it)
 
-        return read_dataset(builtin_dataset())
-    return read_dataset(Path(name))
+        return read_dataset(builtin_dataset(polygons=polygons), polygons=polygons)
+    return read_dataset(Path(name), polygons=polygons)
+
+
+def _checkpoint(name: str | Path) -> Path:
+    """The file of a checkpoint, absolute; what is in it a worker looks at. Raises InputError."""
+    path = Path(name).absolute()
+    if path.suffix != ".pt":
+        raise InputError(f"--weights {name}: not a checkpoint", "give a .pt file of Ultralytics, for example yolo11n.pt")
+    if not path.is_file():
+        hint = "correct the path" if Path(name).name != str(name) else "nas downloads nothing: fetch it first, or give its path"
+        raise InputError(f"--weights {name}: no such file in {path.parent}", hint)
+    return path
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of a file. Raises InputError where it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}", "make it readable") from error
 
 
 __all__: Sequence[str] = ("Run", "load", "resume", "search")

@@ -57,7 +57,7 @@ _blocks = click.option(
 
 
 @cli.command()
-@click.option("--data", metavar="YAML", help="Ultralytics detection dataset; without it the built-in set is used.")
+@click.option("--data", metavar="YAML", help="Ultralytics dataset; without it the built-in set is used.")
 @click.option("--budget", default="30min", show_default=True, help="64gpu-h, 30gpu-min, 2h, 30min or 20trials.")
 @click.option("--max-latency", metavar="TIME", help="Hard limit, for example 2ms or 800us; what is slower is not trained.")
 @click.option("--space", default="yolo11n-blocks", show_default=True, help="Search space YAML, or the name of a shipped one.")
@@ -70,6 +70,7 @@ _blocks = click.option(
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--executor", default="local", show_default=True, help="local (processes of this host) or ray.")
 @click.option("--sampler", default="tpe", show_default=True, help="tpe or random.")
+@click.option("--weights", metavar="FILE", help="Checkpoint of the skeleton (.pt): what an architecture kept starts from it.")
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
 @_blocks
@@ -152,9 +153,11 @@ def space() -> None:
 @space.command("check")
 @click.argument("file", required=False)
 @_blocks
-def space_check(file: str | None, blocks: tuple[str, ...]) -> None:
+@click.option("--imgsz", type=click.IntRange(32, 4096), default=640, show_default=True, help="For the memory of attention.")
+def space_check(file: str | None, blocks: tuple[str, ...], imgsz: int) -> None:
     """Say every fault of a search space with its line, or that there is none; examine blocks of your own."""
     from nas.blocks.user import load_blocks  # noqa: PLC0415
+    from nas.space.memory import attention_notes  # noqa: PLC0415
     from nas.space.reader import find_space, read_space  # noqa: PLC0415
 
     if file is None and not blocks:
@@ -162,7 +165,7 @@ def space_check(file: str | None, blocks: tuple[str, ...]) -> None:
     own = load_blocks(*blocks)
     found = None if file is None else read_space(find_space(file))
     if found is not None:
-        for note in found.notes:
+        for note in (*found.notes, *attention_notes(found, imgsz)):
             click.echo(f"note: {note}")
         click.echo(f"{found.source}: fine; {found.size:,} architectures of {found.skeleton.name}")
     if own:
@@ -174,27 +177,35 @@ def space_check(file: str | None, blocks: tuple[str, ...]) -> None:
 
 @space.command("show")
 @click.argument("file")
+@click.option("--params", is_flag=True, help="Build the models and list their parameters instead.")
 @_blocks
-def space_show(file: str, blocks: tuple[str, ...]) -> None:
+def space_show(file: str, params: bool, blocks: tuple[str, ...]) -> None:
     """List the slots of a search space (or of a model YAML) and what each may hold."""
     from nas.blocks.user import load_blocks  # noqa: PLC0415
+    from nas.review.params_table import params_table  # noqa: PLC0415
     from nas.review.space_table import slots_table  # noqa: PLC0415
     from nas.space.reader import find_space, read_space, whole_skeleton  # noqa: PLC0415
     from nas.space.skeleton import is_model  # noqa: PLC0415
 
     load_blocks(*blocks)
     shown = whole_skeleton(file) if is_model(file) else read_space(find_space(file))
-    _print(slots_table(shown))
+    if not params:
+        _print(slots_table(shown))
+        return
+    from nas.yolo.counts import count  # noqa: PLC0415  (torch)
+
+    _print(params_table(shown, count))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
 @_blocks
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def yolo(arguments: tuple[str, ...], blocks: tuple[str, ...]) -> None:
-    """Ultralytics' own command line, with the blocks of nas registered and, behind --blocks, your own."""
+    """Ultralytics' own command line, with the blocks of nas registered and its models (`nas space show NAME`) known by name."""
     from nas.blocks.user import load_blocks  # noqa: PLC0415
+    from nas.space.skeleton import shipped_model  # noqa: PLC0415
 
-    sys.argv = ["yolo", *arguments]  # Ultralytics reads it while it is imported
+    sys.argv = ["yolo", *map(shipped_model, arguments)]  # Ultralytics reads it while it is imported
     from nas.yolo.command import entrypoint  # noqa: PLC0415
 
     load_blocks(*blocks)

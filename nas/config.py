@@ -96,6 +96,7 @@ DEVICES = ("cpu", "cuda")
 # annotation of a field -> what its value must be, and how that is called
 _TYPES: Mapping[str, tuple[Any, str]] = {
     "str": (str, "a text"),
+    "str | None": (str | None, "a text"),
     "int": (int, "a whole number"),
     "float": (int | float, "a number"),
     "float | None": (int | float | None, "a number"),
@@ -116,6 +117,7 @@ class RunConfig:
         epochs: length of the lowest rung.
         batch: images per training step.
         lr0: peak learning rate.
+        weights: checkpoint that proxies start from, or None for a start from scratch.
         held_out: share of `train` that ranks the proxies and that none of them trains on.
         sampler: who proposes.
         executor: who runs the proxy trainings.
@@ -133,6 +135,7 @@ class RunConfig:
     epochs: int = 5
     batch: int = 8
     lr0: float = 0.004
+    weights: str | None = None
     held_out: float = 0.2
     sampler: str = "tpe"
     executor: str = "local"

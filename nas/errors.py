@@ -31,6 +31,10 @@ class InputError(NasError):
     exit_code = 2
 
 
+class WeightsError(InputError):
+    """A checkpoint that proxies were to start from cannot be used; nothing was trained."""
+
+
 class InfeasibleError(NasError):
     """No architecture of the space meets the limits. Exit code 3."""
 

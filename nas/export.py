@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -33,31 +35,36 @@ def write_winner(
     Raises:
         OSError: the file cannot be written.
     """
-    model = model_yaml(skeleton, architecture, nc)
-    model["backbone"] = [_Row(row) for row in model["backbone"]]
-    model["head"] = [_Row(row) for row in model["head"]]
-    placement = [f"#   {slot}: {text}" for slot, text in record.placement.items()] or ["#   (nothing: the skeleton as it is)"]
+    placement = [f"  {slot}: {text}" for slot, text in record.placement.items()] or ["  (nothing: the skeleton as it is)"]
     score = f"{record.map:.4f}" if record.map is not None else "unknown"
     latency = f"{record.latency_ms:.3f} ms" if record.latency_ms is not None else "unknown"
+    weights, fidelity = printable(summary.weights), printable(summary.fidelity)
+    load, pretrained = (f'.load("{weights}")', f" pretrained={weights}") if weights else ("", "")
     placed = [CATALOG[p.block] for p in architecture.placements if p.block in CATALOG]
     files = sorted({file_of(spec) for spec in placed if spec.digest})
     loading = (
-        [f"#              nas.load_blocks({', '.join(map(repr, files))})   # from the run's blocks/; runs it"] if files else []
+        [f"             nas.load_blocks({', '.join(map(repr, files))})   # from the run's blocks/; runs it"] if files else []
     )
     flags = "".join(f" --blocks {file}" for file in files)
     head = [
-        f"# {architecture.id}: trial {record.trial} of run {printable(summary.name)}, found by nas in {summary.skeleton}",
-        "# placements",
+        f"{architecture.id}: trial {record.trial} of run {printable(summary.name)}, found by nas in {summary.skeleton}",
+        "placements",
         *placement,
-        f"# proxy mAP50-95 {score} on the {summary.split} of {printable(summary.data)} after {summary.fidelity}",
-        f"# latency {latency} on {summary.target} at {summary.imgsz} px",
-        "#",
-        "# train it:    import nas.yolo                # teaches Ultralytics the blocks below",
-        *loading,
-        "#              from ultralytics import YOLO",
-        f'#              YOLO("{path.name}").train(data=…, epochs=…)',
-        f"# or:          nas yolo{flags} train model={path.name} data=… epochs=…",
+        f"proxy {summary.metric} {score} on the {summary.split} of {printable(summary.data)} after {fidelity}",
+        f"latency {latency} on {summary.target} at {summary.imgsz} px",
         "",
+        "it needs:    nas, from its own repository; its distribution is yolo-placement-search (not `pip install nas`)",
+        "train it:    import nas.yolo                # teaches Ultralytics the blocks below",
+        *loading,
+        "             from ultralytics import YOLO",
+        f'             YOLO("{path.name}"){load}.train(data=…, epochs=…)',
+        f"or:          nas yolo{flags} train model={path.name}{pretrained} data=… epochs=…",
     ]
-    body = yaml.dump(model, Dumper=_Rows, sort_keys=False, allow_unicode=True, width=10_000)
-    write_whole(path, "\n".join(head) + body)
+    write_whole(path, model_text(model_yaml(skeleton, architecture, nc), head))
+
+
+def model_text(model: Mapping[str, Any], head: Sequence[str]) -> str:
+    """A model YAML as text, a row a line as Ultralytics writes them, under a head of comments."""
+    rows = {part: [_Row(row) for row in model[part]] for part in ("backbone", "head")}
+    body = yaml.dump({**model, **rows}, Dumper=_Rows, sort_keys=False, allow_unicode=True, width=10_000)
+    return "".join(f"# {line}".rstrip() + "\n" for line in head) + body

@@ -10,7 +10,7 @@ from nas.config import RunConfig
 from nas.export import write_winner
 from nas.review.page import write_html
 from nas.review.picture import write_png
-from nas.review.record import Record, RunSummary
+from nas.review.record import Record, RunSummary, metric_of
 from nas.review.table import front_of, picks_of, write_csv, write_json
 from nas.runs.folder import read_config, read_manifest
 from nas.runs.ledger import Ledger
@@ -48,6 +48,7 @@ def _record(entry: Entry, skeleton: Skeleton, max_latency_ms: float | None) -> R
 
 def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store, ledger: Ledger) -> RunSummary:
     """What stands beside the figures of a run in every report."""
+    weights = Path(config.weights or "").name
     return RunSummary(
         name=folder.name,
         skeleton=f"{skeleton.name}.yaml",
@@ -56,7 +57,7 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         limit_ms=config.max_latency_ms,
         data="/".join(Path(config.data).parts[-2:]),
         classes=tuple(read_manifest(folder)["classes"]),
-        fidelity=f"{config.epochs} epochs at {config.imgsz} px, seed {config.seed}",
+        fidelity=f"{config.epochs} epochs at {config.imgsz} px{f' from {weights}' * bool(weights)}, seed {config.seed}",
         split=f"held-out part of train ({config.held_out:.0%})",
         seed=config.seed,
         command=read_config(folder)[1],
@@ -64,6 +65,8 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         device_seconds=ledger.device_seconds(),
         wall_seconds=ledger.wall_seconds,
         stopped_because=store.fact("stopped_because") or "not ended",
+        metric=metric_of(skeleton),
+        weights=weights,
     )
 
 

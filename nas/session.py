@@ -7,14 +7,17 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nas.cache import cache_root
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
-from nas.execution.executor import Executor
-from nas.execution.work import TrainJob
+from nas.errors import StoppedError, WeightsError
+from nas.execution.executor import Attempt, Executor, Result
+from nas.execution.executor import Progress as Report
+from nas.execution.work import TRY_WEIGHTS, TrainJob, WeightsJob
 from nas.hardware import cuda_devices, threads_per_worker, worker_environment
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
@@ -25,8 +28,10 @@ from nas.runs import folder as folders
 from nas.runs.ledger import Ledger
 from nas.runs.store import STORE_ERRORS, Store
 from nas.seeds import derive
+from nas.space.architecture import model_yaml
+from nas.space.memory import attention_notes
 from nas.space.reader import read_space
-from nas.study import Study
+from nas.study import POLL_SECONDS, Study
 
 log = logging.getLogger("nas")
 
@@ -44,8 +49,9 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
         space = read_space(folder / "space.yaml")
         blocks = [str(path.absolute()) for path in folders.block_files(folder)]
         ledger = Ledger(Budget.parse(config.budget), store)
-        prices = LatencyCache(cache_root() / "latency", Target.parse(config.target))
-        for problem in (*dataset.problems, *space.notes):
+        checkpoint = folders.read_manifest(folder).get("weights_digest")
+        prices = LatencyCache(cache_root() / "latency", Target.parse(config.target), checkpoint)
+        for problem in (*dataset.problems, *space.notes, *attention_notes(space, config.imgsz)):
             log.warning(problem)
 
         def record() -> None:
@@ -56,6 +62,12 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
             with _keeping_results(folder, store):
                 store.put_fact("stopped_because", None)
                 with contextlib.closing(_executor(config, folder)) as executor, progress:
+                    if config.weights is not None:
+                        model = model_yaml(space.skeleton, space.baseline, dataset.nc)
+                        fitting, seconds = _try_weights(WeightsJob(model, config.weights, blocks), executor, folder)
+                        store.add_seconds(lane=seconds)
+                        log.info(fitting)
+                        progress.say(fitting)
                     study = Study(
                         config=config,
                         space=space,
@@ -99,6 +111,24 @@ def _report(folder: Path, store: Store) -> None:
         Run(folder).report()
 
 
+def _try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str, float]:
+    """What a checkpoint gives to the unmodified skeleton, in words, and the seconds that it took to find out.
+
+    Raises:
+        WeightsError: nothing, or it is no checkpoint.
+    """
+    executor.start(Attempt("weights", TRY_WEIGHTS, asdict(job)))
+    while not (events := [event for event in executor.poll(POLL_SECONDS) if not isinstance(event, Report)]):
+        pass
+    event = events[0]
+    if not isinstance(event, Result):
+        raise StoppedError(f"{job.weights} could not be tried: {event.reason}", f"see {folder / 'workers'}")
+    if "fault" in event.data:
+        raise WeightsError(event.data["fault"], event.data["cure"])
+    count, of = event.data["transferred"]
+    return f"the skeleton: {count} of {of} tensors from {Path(job.weights).name}", event.seconds
+
+
 def _jobs(config: RunConfig, dataset: Dataset, blocks: list[str]) -> Callable[[dict[str, Any]], TrainJob]:
     threads = threads_per_worker(config.workers, config.device)
 
@@ -109,13 +139,14 @@ def _jobs(config: RunConfig, dataset: Dataset, blocks: list[str]) -> Callable[[d
             root=str(dataset.root),
             cache=str(cache_root()),
             imgsz=config.imgsz,
-            epochs=config.epochs,
+            rungs=(config.epochs,),
             batch=config.batch,
             lr0=config.lr0,
             held_out=config.held_out,
             split_seed=derive(config.seed, 0, "split"),
             device=config.device,
             threads=threads,
+            weights=config.weights,
             blocks=blocks,
         )
 

@@ -22,6 +22,7 @@ from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progr
 from nas.execution.work import PRICE, TRAIN, PriceJob, TrainJob
 from nas.latency.cache import LatencyCache, model_key
 from nas.review.progress import Status
+from nas.review.record import metric_of
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
 from nas.search.unseen import ENUMERABLE, find_unseen
@@ -241,7 +242,7 @@ class Study:
     def _price_attempt(self, model: dict[str, Any]) -> Attempt:
         # The baseline stands in every report: it is measured well also where it is far over the limit.
         limit = None if model == self._model(self._space.baseline) else self._config.max_latency_ms
-        job = PriceJob(model, self._config.target, self._config.imgsz, limit, self._blocks)
+        job = PriceJob(model, self._config.target, self._config.imgsz, limit, weights=self._config.weights, blocks=self._blocks)
         return Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
 
     def _propose(self, fixed: Architecture | None = None) -> None:
@@ -349,7 +350,11 @@ class Study:
         if isinstance(event, Result):
             self._store.charge(number, event.seconds, "done")
             self._store.finish(number, event.data)
-            log.info("trial %d done: mAP50-95 %.4f in %.1f s", number, event.data["map"], event.seconds)
+            if transferred := event.data.get("transferred"):
+                weights = Path(self._config.weights or "").name
+                log.info("trial %d: %d of %d tensors from %s", number, *transferred, weights)
+            what = metric_of(self._space.skeleton)
+            log.info("trial %d done: %s %.4f in %.1f s", number, what, event.data["map"], event.seconds)
             self._stop_if_nothing_is_learned()
         elif isinstance(event, Lost) and self._losses(number) + 1 < MAX_ATTEMPTS:
             self._store.charge(number, event.seconds, "lost")

@@ -94,7 +94,7 @@ def engine(space: SearchSpace, sampler: str, trials: int) -> float:
             InstantExecutor(),
             EveryPrice(),  # type: ignore[arg-type]
             ledger,
-            lambda model: TrainJob(model, "", "", "", 640, 5, 8, 0.004, 0.2, 0, "cpu", 1),
+            lambda model: TrainJob(model, "", "", "", 640, (5,), 8, 0.004, 0.2, 0, "cpu", 1),
             Path(folder),
             watch=lambda _: None,
             record=record,

@@ -29,7 +29,7 @@ ARROWS = {
     "export": {"review", "yolo"},
     "training": {"yolo"},
     "latency": {"yolo", "hardware"},
-    "yolo": {"blocks"},
+    "yolo": {"blocks", "user"},
     "dataset": {"cache"},
     "hardware": {"cache"},
     "config": set(),

@@ -55,8 +55,9 @@ class BlockSpec:
     `name` is the word in search spaces, `row` the module name in a model YAML, `source` is "module:class" of the torch
     class. `default_heads(channels)` gives the head count where the space names none; None marks a block without heads.
     `heads_divide` says that channels are rounded to a multiple of the head count. `stride` is that of the output to the
-    input: only a block of stride 1 can stand in a slot. `digest` is the SHA-256 of the file that a user's block stands in;
-    ours have none.
+    input: only a block of stride 1 can stand in a slot. `scores(pixels, heads, knobs)` is the number of attention weights
+    that one image has at once on a map of so many pixels; None marks a block without softmax attention. `digest` is the
+    SHA-256 of the file that a user's block stands in; ours have none.
     """
 
     name: str
@@ -67,6 +68,7 @@ class BlockSpec:
     heads_divide: bool = False
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     stride: int = 1
+    scores: Callable[[int, int, Mapping[str, KnobValue]], int] | None = None
     digest: str = ""
 
     @property
@@ -92,6 +94,10 @@ _LAYER_SCALE = Knob(
     high=10,
 )
 
+_MBCONV = Knob(4.0, "expansion of the MBConv", float, low=0.125, high=16)
+_EFFICIENTVIT = "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction (ICCV 2023)"
+_REPVIT = "RepViT: Revisiting Mobile CNN From ViT Perspective (CVPR 2024)"
+
 _SPECS = (
     BlockSpec(
         "riformer",
@@ -107,11 +113,11 @@ _SPECS = (
         "efficientvit",
         "EfficientViT",
         "nas.blocks.efficientvit:EfficientViT",
-        "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction (ICCV 2023)",
+        _EFFICIENTVIT,
         default_heads=lambda channels: _largest_divisor(channels, channels // 16),
         heads_divide=True,
         knobs={
-            "ratio": Knob(4.0, "expansion of the MBConv", float, low=0.125, high=16),
+            "ratio": _MBCONV,
             "kernel": Knob(5, "kernel of the second attention scale", high=31, odd=True),
         },
     ),
@@ -119,7 +125,7 @@ _SPECS = (
         "repvit",
         "RepViT",
         "nas.blocks.repvit:RepViT",
-        "RepViT: Revisiting Mobile CNN From ViT Perspective (CVPR 2024)",
+        _REPVIT,
         knobs={
             "ratio": Knob(2.0, "expansion of the channel mixer", float, low=0.125, high=16),
             "kernel": Knob(3, "kernel of the depthwise token mixer", low=3, high=31, odd=True),
@@ -139,6 +145,7 @@ _SPECS = (
             "window": Knob(7, "side of an attention window; 0 attends over the whole map", low=0, high=64),
             "se": Knob(False, "squeeze-and-excitation (ratio 1/4) on the depthwise convolution", bool),
         },
+        scores=lambda pixels, heads, knobs: heads * pixels * (int(knobs["window"]) ** 2 or pixels),
     ),
     BlockSpec(
         "mobile_mqa",
@@ -149,8 +156,53 @@ _SPECS = (
         knobs={
             "key_dim": Knob(32, "channels of each query, of the one key and of the one value", high=1024),
             "kv_stride": Knob(1, "down-sampling of keys and values", high=16),
+            "q_stride": Knob(1, "down-sampling of queries; what they read is interpolated back", high=16),
             "layer_scale": _LAYER_SCALE,
         },
+        scores=lambda pixels, heads, knobs: (
+            heads * math.ceil(pixels / int(knobs["q_stride"]) ** 2) * math.ceil(pixels / int(knobs["kv_stride"]) ** 2)
+        ),
+    ),
+    BlockSpec(
+        "mqa_elan",
+        "MQAELAN",
+        "nas.yolo.mqa_elan:MQAELAN",
+        "the layer of YOLOv9 (ECCV 2024) with multi-query attention (MobileNetV4, ECCV 2024) for two of its convolutions",
+        default_heads=lambda _: 8,
+        knobs={
+            "ratio": Knob(0.5, "inner width over the output channels; rounded to a multiple of 4", float, low=0.125, high=4),
+            "key_dim": Knob(48, "channels of each query, of the one key and of the one value", high=1024),
+        },
+        scores=lambda pixels, heads, _: heads * pixels**2,
+    ),
+    BlockSpec("repvit_stem", "RepViTStem", "nas.blocks.repvit:RepViTStem", _REPVIT, stride=4),
+    BlockSpec(
+        "repvit_down",
+        "RepViTDown",
+        "nas.blocks.repvit:RepViTDown",
+        _REPVIT,
+        knobs={
+            "ratio": Knob(2.0, "expansion of the channel mixers", float, low=0.125, high=16),
+            "kernel": Knob(3, "kernel of the depthwise convolutions", low=3, high=31, odd=True),
+        },
+        stride=2,
+    ),
+    BlockSpec("efficientvit_stem", "EfficientViTStem", "nas.blocks.efficientvit:EfficientViTStem", _EFFICIENTVIT, stride=2),
+    BlockSpec(
+        "efficientvit_conv",
+        "EfficientViTConv",
+        "nas.blocks.efficientvit:EfficientViTConv",
+        _EFFICIENTVIT,
+        knobs={"ratio": _MBCONV},
+        stride=2,
+    ),
+    BlockSpec(
+        "efficientvit_down",
+        "EfficientViTDown",
+        "nas.blocks.efficientvit:EfficientViTDown",
+        _EFFICIENTVIT,
+        knobs={"ratio": _MBCONV},
+        stride=2,
     ),
 )
 

@@ -1,34 +1,41 @@
-"""What the five blocks share: the stage around their units, small layers, and the algebra of fusing."""
+"""What the blocks share: the stage around their units, small layers, and the algebra of fusing."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from nas.blocks.catalog import CATALOG, KnobValue
+from nas.blocks.catalog import ROWS, KnobValue
 
 
-def settle(name: str, c1: int, c2: int, depth: int, heads: int | None, **knobs: KnobValue) -> int:
+def settle(row: str, c1: int, c2: int, depth: int, heads: int | None, **knobs: KnobValue) -> int:
     """Check a block's arguments against the catalog and return its head count (the default one for None).
 
     A block without heads gives 0. Raises ValueError for what the catalog does not allow.
     """
-    spec = CATALOG[name]
+    spec = ROWS[row]
     for word, number in {"c1": c1, "c2": c2, "depth": depth, "heads": 1 if heads is None else heads}.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{spec.row}: {word} must be a positive whole number, not {number!r}")
+            raise ValueError(f"{row}: {word} must be a positive whole number, not {number!r}")
     for word, value in knobs.items():
         fault = spec.knobs[word].fault(value)
         if fault:
-            raise ValueError(f"{spec.row}: {word} {fault}, not {value!r}")
+            raise ValueError(f"{row}: {word} {fault}, not {value!r}")
     if spec.default_heads is None:
         if heads is not None:
-            raise ValueError(f"{spec.row} has no heads, yet heads={heads}")
+            raise ValueError(f"{row} has no heads, yet heads={heads}")
         return 0
     return spec.default_heads(c2) if heads is None else heads
+
+
+def only_once(row: str, depth: int) -> None:
+    """Raise ValueError for a depth of a row that cannot be repeated."""
+    if depth != 1:
+        raise ValueError(f"{row}: depth must be 1, not {depth}")
 
 
 def widened(channels: int, ratio: float) -> int:
@@ -36,7 +43,16 @@ def widened(channels: int, ratio: float) -> int:
     return max(1, int(channels * ratio))
 
 
-class BlockBase(nn.Module):
+class Chain(nn.Sequential):
+    """Layers one after the other, which become their inference form together."""
+
+    def fuse(self) -> Self:
+        """Turn the layers, in place, into their inference form: equal outputs in eval mode, fewer operations."""
+        fuse_children(self)
+        return self
+
+
+class BlockBase(Chain):
     """A stem where the channels change, then `depth` units: (N, c1, H, W) -> (N, c2, H, W).
 
     Args:
@@ -44,18 +60,20 @@ class BlockBase(nn.Module):
     """
 
     def __init__(self, c1: int, c2: int, depth: int, unit: Callable[[int], nn.Module]) -> None:
+        stem = ConvNorm(c1, c2, act=nn.SiLU()) if c1 != c2 else nn.Identity()
+        super().__init__(OrderedDict(stem=stem, units=nn.Sequential(*(unit(index) for index in range(depth)))))
+
+
+class Residual(nn.Module):
+    """x + branch(x)."""
+
+    def __init__(self, branch: nn.Module) -> None:
         super().__init__()
-        self.stem: nn.Module = ConvNorm(c1, c2, act=nn.SiLU()) if c1 != c2 else nn.Identity()
-        self.units = nn.Sequential(*(unit(index) for index in range(depth)))
+        self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.units(self.stem(x))
+        y: Tensor = x + self.branch(x)
         return y
-
-    def fuse(self) -> Self:
-        """Turn the stage, in place, into its inference form: equal outputs in eval mode, fewer operations."""
-        fuse_children(self)
-        return self
 
 
 class ConvNorm(nn.Module):

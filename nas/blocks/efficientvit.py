@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.blocks.common import BlockBase, ConvNorm, settle, widened
+from nas.blocks.common import BlockBase, Chain, ConvNorm, Residual, only_once, settle, widened
 
 
 class EfficientViT(BlockBase):
@@ -25,7 +25,7 @@ class EfficientViT(BlockBase):
     def __init__(
         self, c1: int, c2: int, depth: int = 1, *, heads: int | None = None, ratio: float = 4.0, kernel: int = 5
     ) -> None:
-        count = settle("efficientvit", c1, c2, depth, heads, ratio=ratio, kernel=kernel)
+        count = settle("EfficientViT", c1, c2, depth, heads, ratio=ratio, kernel=kernel)
         if count > c2:
             raise ValueError(f"EfficientViT: {count} heads need at least as many channels, not {c2}")
         super().__init__(c1, c2, depth, lambda _: EfficientViTUnit(c2, count, c2 // count, ratio, (kernel,)))
@@ -37,7 +37,7 @@ class EfficientViTUnit(nn.Module):
     def __init__(self, channels: int, heads: int, head_dim: int = 16, ratio: float = 4.0, scales: Sequence[int] = (5,)) -> None:
         super().__init__()
         self.context = LiteMLA(channels, heads, head_dim, scales)
-        self.local = MBConv(channels, ratio)
+        self.local = MBConv(channels, channels, ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.context(x)
@@ -94,14 +94,72 @@ class LiteMLA(nn.Module):
 
 
 class MBConv(nn.Sequential):
-    """Inverted residual branch with a norm only at its end: (N, C, H, W) -> (N, C, H, W)."""
+    """Inverted residual branch: (N, c1, H, W) -> (N, c2, H / stride, W / stride).
 
-    def __init__(self, channels: int, ratio: float = 4.0) -> None:
-        hidden = widened(channels, ratio)
+    Args:
+        norms: a norm after every convolution. Without them only the last one has a norm and the others have biases: what
+            stands beside the attention.
+    """
+
+    def __init__(self, c1: int, c2: int, ratio: float = 4.0, *, stride: int = 1, norms: bool = False) -> None:
+        hidden = widened(c1, ratio)
+        if norms:
+            super().__init__(
+                ConvNorm(c1, hidden, act=nn.Hardswish()),
+                ConvNorm(hidden, hidden, 3, stride=stride, groups=hidden, act=nn.Hardswish()),
+                ConvNorm(hidden, c2),
+            )
+        else:
+            super().__init__(
+                nn.Conv2d(c1, hidden, 1),
+                nn.Hardswish(),
+                nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden),
+                nn.Hardswish(),
+                ConvNorm(hidden, c2),
+            )
+
+
+class EfficientViTStem(Chain):
+    """How EfficientViT's nets begin, a 3x3 convolution of stride 2 and `depth` depthwise separable ones with residuals:
+    (N, c1, H, W) -> (N, c2, H / 2, W / 2).
+    """
+
+    def __init__(self, c1: int, c2: int, depth: int = 1, *, heads: int | None = None) -> None:
+        settle("EfficientViTStem", c1, c2, depth, heads)
         super().__init__(
-            nn.Conv2d(channels, hidden, 1),
-            nn.Hardswish(),
-            nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden),
-            nn.Hardswish(),
-            ConvNorm(hidden, channels),
+            ConvNorm(c1, c2, 3, stride=2, act=nn.Hardswish()),
+            *(
+                Residual(nn.Sequential(ConvNorm(c2, c2, 3, groups=c2, act=nn.Hardswish()), ConvNorm(c2, c2)))
+                for _ in range(depth)
+            ),
         )
+
+
+class EfficientViTConv(Chain):
+    """A stage without attention, `depth` MBConvs of which all but the first have a residual:
+    (N, c1, H, W) -> (N, c2, H / 2, W / 2).
+
+    Args:
+        ratio: expansion of the MBConvs.
+    """
+
+    def __init__(self, c1: int, c2: int, depth: int = 1, *, heads: int | None = None, ratio: float = 4.0) -> None:
+        settle("EfficientViTConv", c1, c2, depth, heads, ratio=ratio)
+        super().__init__(
+            MBConv(c1, c2, ratio, stride=2, norms=True),
+            *(Residual(MBConv(c2, c2, ratio, norms=True)) for _ in range(depth - 1)),
+        )
+
+
+class EfficientViTDown(Chain):
+    """The MBConv before a stage with attention: (N, c1, H, W) -> (N, c2, H / 2, W / 2).
+
+    Args:
+        depth: 1.
+        ratio: expansion of the MBConv.
+    """
+
+    def __init__(self, c1: int, c2: int, depth: int = 1, *, heads: int | None = None, ratio: float = 4.0) -> None:
+        settle("EfficientViTDown", c1, c2, depth, heads, ratio=ratio)
+        only_once("EfficientViTDown", depth)
+        super().__init__(MBConv(c1, c2, ratio, stride=2))

@@ -37,19 +37,22 @@ class IRMB(BlockBase):
         window: int = 7,
         se: bool = False,
     ) -> None:
-        count = settle("irmb", c1, c2, depth, heads, ratio=ratio, kernel=kernel, window=window, se=se)
+        count = settle("iRMB", c1, c2, depth, heads, ratio=ratio, kernel=kernel, window=window, se=se)
         super().__init__(
             c1,
             c2,
             depth,
-            lambda _: IRMBUnit(c2, ratio=ratio, heads=count, kernel=kernel, window=window, se_ratio=0.25 if se else 0.0),
+            lambda _: IRMBUnit(c2, c2, ratio=ratio, heads=count, kernel=kernel, window=window, se_ratio=0.25 if se else 0.0),
         )
 
 
 class IRMBUnit(nn.Module):
-    """x + Project(y + SE(Local(y))) with y = Value(Attention(Norm(x))): (N, C, H, W) -> (N, C, H, W).
+    """x + Project(y + SE(Local(y))) with y = Value(Attention(Norm(x))): (N, c1, H, W) -> (N, c2, H / stride, W / stride).
+
+    A unit that changes channels or size has neither of the two residuals.
 
     Args:
+        stride: that of the depthwise convolution.
         norm: "bn" or "ln2d" (layer norm over the channels of each pixel).
         act: activation of the value projection and the squeeze-and-excitation.
         attention: off, the unit is a plain inverted residual.
@@ -61,8 +64,10 @@ class IRMBUnit(nn.Module):
 
     def __init__(
         self,
-        channels: int,
+        c1: int,
+        c2: int,
         *,
+        stride: int = 1,
         ratio: float = 4.0,
         heads: int = 1,
         kernel: int = 3,
@@ -76,20 +81,21 @@ class IRMBUnit(nn.Module):
         mask_padding: bool = True,
     ) -> None:
         super().__init__()
-        hidden = widened(channels, ratio)
-        if attention and channels % heads:
-            raise ValueError(f"iRMB: {heads} heads do not divide {channels} channels")
+        hidden = widened(c1, ratio)
+        self.residual = stride == 1 and c1 == c2
+        if attention and c1 % heads:
+            raise ValueError(f"iRMB: {heads} heads do not divide {c1} channels")
         if attention and not attn_pre and hidden % heads:
             raise ValueError(f"iRMB: {heads} heads do not divide the {hidden} channels of the values")
         # A batch norm cannot move into the projections: the padding and, with attn_pre, the values come after it.
-        self.norm = nn.BatchNorm2d(channels, eps=_EPS) if norm == "bn" else LayerNorm2d(channels, eps=_EPS)
-        self.weigh = WindowAttention(channels, heads, window, qkv_bias, mask_padding) if attention else None
-        self.value = nn.Sequential(nn.Conv2d(channels, hidden, 1, bias=qkv_bias), act())
+        self.norm = nn.BatchNorm2d(c1, eps=_EPS) if norm == "bn" else LayerNorm2d(c1, eps=_EPS)
+        self.weigh = WindowAttention(c1, heads, window, qkv_bias, mask_padding) if attention else None
+        self.value = nn.Sequential(nn.Conv2d(c1, hidden, 1, bias=qkv_bias), act())
         self.attn_pre = attn_pre
-        self.local = ConvNorm(hidden, hidden, kernel, groups=hidden, eps=_EPS, act=nn.SiLU())
+        self.local = ConvNorm(hidden, hidden, kernel, stride=stride, groups=hidden, eps=_EPS, act=nn.SiLU())
         squeezed = max(1, round(hidden * se_ratio))
         self.gate = SqueezeExcite(hidden, squeezed, act()) if se_ratio > 0 else nn.Identity()
-        self.project = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.project = nn.Conv2d(hidden, c2, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(x)
@@ -99,8 +105,8 @@ class IRMBUnit(nn.Module):
             y = self.value(self.weigh(y, nn.Identity()))
         else:
             y = self.weigh(y, self.value)
-        y = y + self.gate(self.local(y))
-        out: Tensor = x + self.project(y)
+        local = self.gate(self.local(y))
+        out: Tensor = x + self.project(y + local) if self.residual else self.project(local)
         return out
 
 
@@ -136,10 +142,13 @@ class WindowAttention(nn.Module):
 
 
 def _to_windows(x: Tensor, heads: int, side: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """(N, heads * d, side * grid) map -> (N * windows, heads, pixels of a window, d) tokens."""
+    """(N, heads * d, side * grid) map -> (N * windows, heads, pixels of a window, d) tokens.
+
+    Contiguous: for others torch silently takes the attention that writes out a matrix of all pairs of pixels.
+    """
     n, c = x.shape[:2]
     x = x.reshape(n, heads, c // heads, side[0], grid[0], side[1], grid[1]).permute(0, 4, 6, 1, 3, 5, 2)
-    return x.reshape(n * grid[0] * grid[1], heads, side[0] * side[1], c // heads)
+    return x.reshape(n * grid[0] * grid[1], heads, side[0] * side[1], c // heads).contiguous()
 
 
 def _from_windows(x: Tensor, n: int, side: tuple[int, int], grid: tuple[int, int]) -> Tensor:

@@ -17,6 +17,7 @@ class MobileMQA(BlockBase):
         heads: query heads (4 by default); they share one key and one value.
         key_dim: channels of each query, of the key and of the value.
         kv_stride: down-sampling of keys and values.
+        q_stride: down-sampling of queries; what they read is interpolated back.
         layer_scale: initial layer scale of the branch.
     """
 
@@ -29,19 +30,30 @@ class MobileMQA(BlockBase):
         heads: int | None = None,
         key_dim: int = 32,
         kv_stride: int = 1,
+        q_stride: int = 1,
         layer_scale: float = 0.1,
     ) -> None:
-        count = settle("mobile_mqa", c1, c2, depth, heads, key_dim=key_dim, kv_stride=kv_stride, layer_scale=layer_scale)
-        super().__init__(c1, c2, depth, lambda _: MobileMQAUnit(c2, count, key_dim, kv_stride, layer_scale))
+        strides = {"kv_stride": kv_stride, "q_stride": q_stride}
+        count = settle("MobileMQA", c1, c2, depth, heads, key_dim=key_dim, layer_scale=layer_scale, **strides)
+        super().__init__(c1, c2, depth, lambda _: MobileMQAUnit(c2, count, key_dim, layer_scale=layer_scale, **strides))
 
 
 class MobileMQAUnit(nn.Module):
     """x + s * MQA(BN(x)): (N, C, H, W) -> (N, C, H, W)."""
 
-    def __init__(self, channels: int, heads: int = 4, key_dim: int = 32, kv_stride: int = 1, layer_scale: float = 1e-5) -> None:
+    def __init__(
+        self,
+        channels: int,
+        heads: int = 4,
+        key_dim: int = 32,
+        *,
+        kv_stride: int = 1,
+        q_stride: int = 1,
+        layer_scale: float = 1e-5,
+    ) -> None:
         super().__init__()
         self.norm: nn.Module = nn.BatchNorm2d(channels)
-        self.mixer = MultiQueryAttention(channels, heads, key_dim, kv_stride)
+        self.mixer = MultiQueryAttention(channels, heads, key_dim, kv_stride=kv_stride, q_stride=q_stride)
         self.scale: nn.Module = LayerScale(channels, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,6 +61,7 @@ class MobileMQAUnit(nn.Module):
         return y
 
     def fuse(self) -> Self:
+        self.mixer.fuse()
         # Zero padding of the strided convolutions comes after the norm, so it stays where they are.
         if isinstance(self.norm, nn.BatchNorm2d) and self.mixer.kv_stride == 1:
             for conv in (self.mixer.query, self.mixer.key, self.mixer.value):
@@ -57,16 +70,22 @@ class MobileMQAUnit(nn.Module):
         if isinstance(self.scale, LayerScale):
             scale_output(self.mixer.output, self.scale.gamma)
             self.scale = nn.Identity()
-        fuse_children(self)
         return self
 
 
 class MultiQueryAttention(nn.Module):
-    """Softmax attention of many query heads over one key and one value head: (N, C, H, W) -> (N, C, H, W)."""
+    """Softmax attention of many query heads over one key and one value head: (N, C, H, W) -> (N, C, H, W).
 
-    def __init__(self, channels: int, heads: int, key_dim: int, kv_stride: int = 1) -> None:
+    Args:
+        kv_stride: stride of the depthwise convolutions before key and value; 1 for none.
+        q_stride: side of the squares whose mean, normed, makes one query; what it reads is interpolated back to the
+            map's size. 1 for none.
+    """
+
+    def __init__(self, channels: int, heads: int, key_dim: int, *, kv_stride: int = 1, q_stride: int = 1) -> None:
         super().__init__()
-        self.heads, self.key_dim, self.kv_stride = heads, key_dim, kv_stride
+        self.heads, self.key_dim, self.kv_stride, self.q_stride = heads, key_dim, kv_stride, q_stride
+        self.query_norm: nn.Module = nn.Identity() if q_stride == 1 else nn.BatchNorm2d(channels)
         self.query = nn.Conv2d(channels, heads * key_dim, 1, bias=False)
         self.key_down = self._down(channels)
         self.key = nn.Conv2d(channels, key_dim, 1, bias=False)
@@ -82,16 +101,30 @@ class MultiQueryAttention(nn.Module):
         return ConvNorm(channels, channels, 3, stride=self.kv_stride, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, _, h, w = x.shape
-        # One key and one value for all heads: the heads are just more queries, (N, heads * pixels, key_dim).
-        q: Tensor = self.query(x).reshape(n, self.heads, self.key_dim, h * w)
-        q = q.transpose(2, 3).reshape(n, 1, self.heads * h * w, self.key_dim)
+        size = x.shape[2:]
+        asking = x if self.q_stride == 1 else F.avg_pool2d(x, self.q_stride, ceil_mode=True)
+        n, _, h, w = asking.shape
+        # One key and one value for all heads: the heads are just more queries, (N, heads * pixels, key_dim). All are
+        # contiguous: for others torch silently takes the kernel that writes out a matrix of all pairs of pixels.
+        q: Tensor = self.query(self.query_norm(asking)).reshape(n, self.heads, self.key_dim, h * w)
+        q = q.transpose(2, 3).reshape(n, 1, self.heads * h * w, self.key_dim).contiguous()
         k, v = _tokens(self.key(self.key_down(x))), _tokens(self.value(self.value_down(x)))
         y = F.scaled_dot_product_attention(q, k, v).reshape(n, self.heads, h * w, self.key_dim)
-        out: Tensor = self.output(y.transpose(2, 3).reshape(n, self.heads * self.key_dim, h, w))
+        y = y.transpose(2, 3).reshape(n, self.heads * self.key_dim, h, w)
+        if self.q_stride != 1:
+            y = F.interpolate(y, size, mode="bilinear")
+        out: Tensor = self.output(y)
         return out
+
+    def fuse(self) -> Self:
+        """Fold the norms of queries, keys and values into the convolutions beside them."""
+        if isinstance(self.query_norm, nn.BatchNorm2d):
+            scale_input(self.query, *affine_of(self.query_norm))
+            self.query_norm = nn.Identity()
+        fuse_children(self)
+        return self
 
 
 def _tokens(x: Tensor) -> Tensor:
     """(N, d, H, W) -> (N, 1, H * W, d)."""
-    return x.flatten(2).transpose(1, 2).unsqueeze(1)
+    return x.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()

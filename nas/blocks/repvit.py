@@ -8,7 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.blocks.common import BlockBase, ConvNorm, SqueezeExcite, affine_of, fuse_children, scale_output, settle, widened
+from nas.blocks.common import (
+    BlockBase,
+    Chain,
+    ConvNorm,
+    Residual,
+    SqueezeExcite,
+    affine_of,
+    fuse_children,
+    only_once,
+    scale_output,
+    settle,
+    widened,
+)
 
 
 class RepViT(BlockBase):
@@ -31,7 +43,7 @@ class RepViT(BlockBase):
         kernel: int = 3,
         se: bool = True,
     ) -> None:
-        settle("repvit", c1, c2, depth, heads, ratio=ratio, kernel=kernel, se=se)
+        settle("RepViT", c1, c2, depth, heads, ratio=ratio, kernel=kernel, se=se)
         super().__init__(c1, c2, depth, lambda index: RepViTUnit(c2, ratio, kernel, se and index % 2 == 0))
 
 
@@ -40,14 +52,10 @@ class RepViTUnit(nn.Module):
 
     def __init__(self, channels: int, ratio: float = 2.0, kernel: int = 3, se: bool = True) -> None:
         super().__init__()
-        hidden = widened(channels, ratio)
         squeezed = max(8, int(channels / 4 + 4) // 8 * 8)
         self.mixer: nn.Module = RepDW(channels, kernel)
         self.gate = SqueezeExcite(channels, squeezed, nn.ReLU()) if se else nn.Identity()
-        narrow = ConvNorm(hidden, channels)
-        if isinstance(narrow.norm, nn.BatchNorm2d):
-            nn.init.zeros_(narrow.norm.weight)  # the residual branch starts at zero
-        self.mlp = nn.Sequential(ConvNorm(channels, hidden, act=nn.GELU()), narrow)
+        self.mlp = ChannelMixer(channels, ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.gate(self.mixer(x))
@@ -59,6 +67,17 @@ class RepViTUnit(nn.Module):
             self.mixer = self.mixer.merged()
         fuse_children(self)
         return self
+
+
+class ChannelMixer(nn.Sequential):
+    """1x1 convolutions to `ratio` times the channels and back. It starts at zero, as the branch of a residual."""
+
+    def __init__(self, channels: int, ratio: float) -> None:
+        hidden = widened(channels, ratio)
+        narrow = ConvNorm(hidden, channels)
+        super().__init__(ConvNorm(channels, hidden, act=nn.GELU()), narrow)
+        if isinstance(narrow.norm, nn.BatchNorm2d):
+            nn.init.zeros_(narrow.norm.weight)
 
 
 class RepDW(nn.Module):
@@ -84,3 +103,42 @@ class RepDW(nn.Module):
             scale_output(conv, torch.ones_like(self.point.bias), self.point.bias)
         scale_output(conv, *affine_of(self.norm))
         return conv
+
+
+class RepViTStem(Chain):
+    """How RepViT's nets begin, two 3x3 convolutions of stride 2: (N, c1, H, W) -> (N, c2, H / 4, W / 4).
+
+    Args:
+        depth: 1.
+    """
+
+    def __init__(self, c1: int, c2: int, depth: int = 1, *, heads: int | None = None) -> None:
+        settle("RepViTStem", c1, c2, depth, heads)
+        only_once("RepViTStem", depth)
+        hidden = widened(c2, 0.5)
+        super().__init__(ConvNorm(c1, hidden, 3, stride=2, act=nn.GELU()), ConvNorm(hidden, c2, 3, stride=2))
+
+
+class RepViTDown(Chain):
+    """What stands between two stages of RepViT's nets, a unit and a unit of stride 2:
+    (N, c1, H, W) -> (N, c2, H / 2, W / 2).
+
+    Args:
+        depth: 1.
+        ratio: expansion of both channel mixers.
+        kernel: kernel of both depthwise convolutions.
+    """
+
+    def __init__(
+        self, c1: int, c2: int, depth: int = 1, *, heads: int | None = None, ratio: float = 2.0, kernel: int = 3
+    ) -> None:
+        settle("RepViTDown", c1, c2, depth, heads, ratio=ratio, kernel=kernel)
+        only_once("RepViTDown", depth)
+        super().__init__(RepViTUnit(c1, ratio, kernel, se=False), RepViTDownUnit(c1, c2, ratio, kernel))
+
+
+class RepViTDownUnit(nn.Sequential):
+    """x = Point(DW(x)) with a depthwise convolution of stride 2, then x + MLP(x): (N, c1, H, W) -> (N, c2, H / 2, W / 2)."""
+
+    def __init__(self, c1: int, c2: int, ratio: float = 2.0, kernel: int = 3) -> None:
+        super().__init__(ConvNorm(c1, c1, kernel, stride=2, groups=c1), ConvNorm(c1, c2), Residual(ChannelMixer(c2, ratio)))

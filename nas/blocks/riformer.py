@@ -24,7 +24,7 @@ class RIFormer(BlockBase):
     def __init__(
         self, c1: int, c2: int, depth: int = 1, *, heads: int | None = None, ratio: float = 4.0, layer_scale: float = 0.1
     ) -> None:
-        settle("riformer", c1, c2, depth, heads, ratio=ratio, layer_scale=layer_scale)
+        settle("RIFormer", c1, c2, depth, heads, ratio=ratio, layer_scale=layer_scale)
         super().__init__(c1, c2, depth, lambda _: RIFormerUnit(c2, ratio, layer_scale))
 
 

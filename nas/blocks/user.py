@@ -137,13 +137,10 @@ def _run(path: Path) -> list[BlockSpec]:
         else:
             what = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}".splitlines()[0]
         raise InputError(f"{path}{_line(path, error)}: {what}", hint) from error
-    from torch.serialization import add_safe_globals  # noqa: PLC0415  (a block file has imported torch)
-
     classes = dict.fromkeys(c for c in vars(module).values() if isinstance(c, type) and c.__module__ == name)
     specs = [vars(c)[_MARK] for c in classes if _MARK in vars(c)]
     if not specs:
         raise InputError(f"{path}: holds no block", "write @nas.block above the class that is one")
-    add_safe_globals([*classes])  # who names the file trusts its classes: checkpoints of them pass ULTRALYTICS_SAFE_LOAD=1
     return specs
 
 

@@ -1,4 +1,4 @@
-"""Reading a detection dataset described by an Ultralytics dataset YAML, with its labels checked.
+"""Reading a detection or segmentation dataset described by an Ultralytics dataset YAML, with its labels checked.
 
 What Ultralytics accepts is accepted: `path` beside the YAML, absolute, or in Ultralytics' datasets folder; `train`,
 `val`, `test` as folders, `.txt` lists or lists of these; `names` as a list or a mapping, or `nc` alone. Nothing is
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nas.dataset.labels import IMAGE_SUFFIXES, label_path, parse_labels
+from nas.dataset.labels import IMAGE_SUFFIXES, NoPolygonError, label_path, parse_labels
 from nas.errors import InputError, did_you_mean
 from nas.space.source import Document, read_yaml
 
@@ -32,7 +32,7 @@ _EXAMPLE = "a dataset YAML has 'train: images/train', 'val: images/val' and 'nam
 
 @dataclass(frozen=True)
 class Dataset:
-    """A detection dataset whose labels were found good.
+    """A dataset whose labels were found good.
 
     Attributes:
         yaml: the dataset YAML.
@@ -107,7 +107,7 @@ def _photo(image: Path) -> Path:
     return image.with_name(stem) if copied and stem else image
 
 
-def read_dataset(path: Path, root: Path | None = None) -> Dataset:
+def read_dataset(path: Path, root: Path | None = None, *, polygons: bool = False) -> Dataset:
     """Reads a dataset YAML, finds its images and checks every label.
 
     A bare name such as `coco8.yaml` that does not exist here means the file of that name that comes with Ultralytics.
@@ -115,6 +115,7 @@ def read_dataset(path: Path, root: Path | None = None) -> Dataset:
     Args:
         path: the dataset YAML.
         root: what its `path` means, where that is known: `Dataset.root` of an earlier reading.
+        polygons: whether labels must be polygons, as segmentation needs them.
 
     Raises:
         InputError: the YAML, a folder or too many labels are unusable; says where and what to do.
@@ -138,7 +139,7 @@ def read_dataset(path: Path, root: Path | None = None) -> Dataset:
             found[split] = []
             if entry is not None:
                 problems.append(f"{error.message}; 'test' is not used")
-    checked = {split: _check_all(images, len(names), split) for split, images in found.items()}
+    checked = {split: _check_all(images, len(names), split, polygons) for split, images in found.items()}
     problems += _faults(path, checked)
     good = {split: [image for image in images if not image.fault] for split, images in checked.items()}
     for split in ("train", "val"):
@@ -217,7 +218,7 @@ def _names(document: Document) -> tuple[str, ...]:
 def _refuse_other_tasks(document: Document) -> None:
     data = document.data
     if data.get("kpt_shape") is not None:
-        raise InputError(f"{_at(document, 'kpt_shape')}: a dataset of keypoints", "give a detection dataset")
+        raise InputError(f"{_at(document, 'kpt_shape')}: a dataset of keypoints", "give a dataset of boxes or polygons")
     if data.get("channels", 3) != 3:
         raise InputError(
             f"{_at(document, 'channels')}: images of {data['channels']} channels", "give a dataset of colour images"
@@ -316,15 +317,15 @@ class _Checked:
     digest_line: str
     labelled: bool = False
     classes: tuple[int, ...] = ()
-    fault: str = ""
+    fault: InputError | None = None
 
 
-def _check_all(images: list[Path], nc: int, split: str) -> list[_Checked]:
+def _check_all(images: list[Path], nc: int, split: str, polygons: bool) -> list[_Checked]:
     with ThreadPoolExecutor(8) as pool:  # on network disks, waiting is what takes the time
-        return list(pool.map(lambda image: _check_one(image, nc, split), images))
+        return list(pool.map(lambda image: _check_one(image, nc, split, polygons), images))
 
 
-def _check_one(image: Path, nc: int, split: str) -> _Checked:
+def _check_one(image: Path, nc: int, split: str, polygons: bool) -> _Checked:
     """Whether an image is there and its labels are good; whether it can be decoded shows when it is."""
     path = label_path(image)
     place = image.as_posix().rpartition("/images/")[2] if "/images/" in image.as_posix() else image.name
@@ -332,16 +333,16 @@ def _check_one(image: Path, nc: int, split: str) -> _Checked:
         size = image.stat().st_size
         content = path.read_bytes() if path.is_file() else None
     except FileNotFoundError:
-        return _Checked(image, f"{split} {place} missing", fault=f"{image}: no such image")
+        return _Checked(image, f"{split} {place} missing", fault=InputError(f"{image}: no such image"))
     except OSError as error:
-        return _Checked(image, f"{split} {place} unreadable", fault=f"{error.filename}: {error.strerror}")
+        return _Checked(image, f"{split} {place} unreadable", fault=InputError(f"{error.filename}: {error.strerror}"))
     line = f"{split} {place} {size} {'' if content is None else hashlib.sha256(content).hexdigest()}"
     if content is None:
         return _Checked(image, line)
     try:
-        rows = parse_labels(content, nc, path)
+        rows = parse_labels(content, nc, path, polygons=polygons)
     except InputError as error:
-        return _Checked(image, line, labelled=True, fault=error.message)
+        return _Checked(image, line, labelled=True, fault=error)
     return _Checked(image, line, labelled=True, classes=tuple(sorted({int(row[0]) for row in rows})))
 
 
@@ -354,12 +355,15 @@ def _faults(path: Path, checked: dict[str, list[_Checked]]) -> list[str]:
     faults = [image.fault for images in checked.values() for image in images if image.fault]
     total = sum(map(len, checked.values()))
     if len(faults) > TOLERATED_FAULTS * total:
-        first = "".join(f"\n  {fault}" for fault in faults[:3])
+        if all(isinstance(fault, NoPolygonError) for fault in faults):
+            others = f" (and so in {len(faults) - 1} other files)" * (len(faults) > 1)
+            raise InputError(f"{faults[0].message}{others}", faults[0].hint)
+        first = "".join(f"\n  {fault.message}" for fault in faults[:3])
         raise InputError(
             f"{path}: {len(faults)} of {total} images cannot be used, the first:{first}",
             f"correct these; up to {TOLERATED_FAULTS:.0%} would be left out",
         )
-    return [f"{fault}; the image is left out" for fault in faults]
+    return [f"{fault.message}; the image is left out" for fault in faults]
 
 
 def _refuse_unlabelled(document: Document, split: str, images: list[_Checked]) -> None:

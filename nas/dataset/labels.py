@@ -18,6 +18,8 @@ IMAGE_SUFFIXES = frozenset(
 
 Row = tuple[float, float, float, float, float]
 """Class, centre x, centre y, width, height; all but the class as shares of the image's width or height."""
+Polygon = tuple[float, ...]
+"""x1, y1, x2, y2, x3, y3, …, as shares of the image's width and height."""
 
 _TOLERANCE = 0.01  # Ultralytics takes this much beyond the image
 
@@ -26,6 +28,10 @@ def label_path(image: Path) -> Path:
     """The label file of an image: the last folder `images` of its path replaced by `labels`, the suffix by `.txt`."""
     before, found, after = str(image).rpartition(f"{os.sep}images{os.sep}")
     return Path(f"{before}{os.sep}labels{os.sep}{after}" if found else image).with_suffix(".txt")
+
+
+class NoPolygonError(InputError):
+    """A label file holds boxes where a segmentation model needs polygons."""
 
 
 def read_labels(image: Path, nc: int) -> NDArray[np.float32]:
@@ -37,37 +43,53 @@ def read_labels(image: Path, nc: int) -> NDArray[np.float32]:
 
     Returns:
         (n, 5) float32: class, centre x, centre y, width, height, as shares of the image (Ultralytics tolerates 1% beyond
-        it, and so does this). Polygons become their boxes, repeated rows one. No file, or an empty one, is n = 0.
+        it, and so does this). Polygons become their boxes, repeated boxes one. No file, or an empty one, is n = 0.
 
     Raises:
         InputError: a row that Ultralytics would refuse; names the file and the line.
     """
     import numpy as np  # noqa: PLC0415  descriptions are read and checked without it
 
+    return np.array(list(_read(image, nc, polygons=False)), dtype=np.float32).reshape(-1, 5)
+
+
+def read_polygons(image: Path, nc: int) -> list[NDArray[np.float32]]:
+    """The labelled polygons of an image: (points, 2) x, y as shares of it, in the order of the rows of `read_labels`.
+
+    Raises:
+        InputError: as `read_labels`; NoPolygonError for a file of boxes.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    return [np.array(points, dtype=np.float32).reshape(-1, 2) for points in _read(image, nc, polygons=True).values()]
+
+
+def _read(image: Path, nc: int, *, polygons: bool) -> dict[Row, Polygon]:
     path = label_path(image)
     try:
-        rows = parse_labels(path.read_bytes(), nc, path)
+        return parse_labels(path.read_bytes(), nc, path, polygons=polygons)
     except FileNotFoundError:
-        rows = []
-    return np.array(rows, dtype=np.float32).reshape(-1, 5)
+        return {}
 
 
-def parse_labels(content: bytes, nc: int, path: Path) -> list[Row]:
-    """The rows of a label file, boxes or polygons (`class x1 y1 x2 y2 x3 y3 ...`), as boxes.
+def parse_labels(content: bytes, nc: int, path: Path, *, polygons: bool = False) -> dict[Row, Polygon]:
+    """The rows of a label file: boxes, each with its polygon where the file holds polygons (`class x1 y1 x2 y2 x3 y3 ...`).
 
     Args:
         content: what the file holds.
         nc: the number of classes of the dataset.
         path: the file, for messages.
+        polygons: whether polygons are needed.
 
     Raises:
         InputError: a row that Ultralytics would refuse; names the file and the line.
+        NoPolygonError: a box where polygons are needed.
     """
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not text", "write one 'class x y width height' row a line") from error
-    rows: dict[tuple[float, ...], Row] = {}
+    rows: dict[Row, Polygon] = {}
     columns = 0
     for number, line in enumerate(lines, start=1):
         if not (words := line.split()):
@@ -84,9 +106,15 @@ def parse_labels(content: bytes, nc: int, path: Path) -> list[Row]:
                 f"{path}:{number}: boxes and polygons in one file", "write all rows of a file as boxes, or all as polygons"
             )
         columns = len(values)
-        rows[values] = row = values if len(values) == 5 else _enclosing(values)
+        row = values if len(values) == 5 else _enclosing(values)
         _check(row, nc, f"{path}:{number}")
-    return list(rows.values())
+        if polygons and len(values) == 5:
+            raise NoPolygonError(
+                f"{path}:{number}: a box, where segmentation needs a polygon",
+                "write 'class x1 y1 x2 y2 x3 y3 …' rows, or search with a detection skeleton such as yolo11n.yaml",
+            )
+        rows.setdefault(row, values[1:] if len(values) > 5 else ())  # of equal boxes Ultralytics keeps the first
+    return rows
 
 
 _ROW_HINT = "a row is 'class x y width height', or a class and three or more polygon points 'x y'"

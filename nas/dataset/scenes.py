@@ -87,12 +87,13 @@ class _Scene:
         return self.layers[-1]
 
 
-def draw_scene(rng: Rng) -> tuple[Bytes, NDArray[np.float64]]:
+def draw_scene(rng: Rng) -> tuple[Bytes, NDArray[np.float64], list[Points]]:
     """Draws one scene.
 
     Returns:
-        The image, (SIDE, SIDE, 3) BGR bytes, and its boxes, (n, 5) as Ultralytics writes them: class, centre x, centre
-        y, width, height, as shares of the side. A box encloses what can be seen of its object, to the pixel.
+        The image, (SIDE, SIDE, 3) BGR bytes; its boxes, (n, 5) as Ultralytics writes them: class, centre x, centre
+        y, width, height, as shares of the side; and the outlines, each (points, 2) x, y as shares of the side. Both are of
+        what can be seen of an object, to the pixel.
     """
     scene = _Scene(_background(rng))
     wanted = _classes_of_a_scene(rng)
@@ -107,8 +108,9 @@ def draw_scene(rng: Rng) -> tuple[Bytes, NDArray[np.float64]]:
                 break
     for _ in range(int(rng.choice(3, p=(0.6, 0.25, 0.15)))):
         _occluder(scene, rng)
-    boxes = [box for layer in scene.layers if (box := _box(layer)) is not None]
-    return _photograph(scene.canvas, rng), np.array(boxes, dtype=np.float64).reshape(-1, 5)
+    seen = [(box, layer) for layer in scene.layers if (box := _box(layer)) is not None]
+    boxes = np.array([box for box, _ in seen], dtype=np.float64).reshape(-1, 5)
+    return _photograph(scene.canvas, rng), boxes, [_outline(layer.visible) for _, layer in seen]
 
 
 def _classes_of_a_scene(rng: Rng) -> list[int]:
@@ -132,6 +134,20 @@ def _box(layer: _Layer) -> tuple[float, ...] | None:
         (right - left) / SIDE,
         (bottom - top) / SIDE,
     )
+
+
+def _outline(visible: NDArray[np.bool_]) -> Points:
+    """One polygon around what can be seen of an object, through the middles of its outermost pixels.
+
+    Labels know one polygon per object: around a hole, and to a part that something has cut off, leads a seam that is gone
+    twice, so that filling by the even-odd rule (which OpenCV's is) leaves holes open.
+    """
+    contours, _ = cv2.findContours(visible.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    whole, *others = sorted((contour.reshape(-1, 2).astype(np.float64) for contour in contours), key=len, reverse=True)
+    for part in others:
+        at, to = divmod(int(np.argmin(np.square(whole[:, None] - part).sum(axis=2))), len(part))
+        whole = np.concatenate([whole[: at + 1], part[to:], part[: to + 1], whole[at:]])
+    return np.asarray((whole + 0.5) / SIDE)
 
 
 # --- outlines: unit shapes within radius 1 around the origin, as (n, 2) points ---

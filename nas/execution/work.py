@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from nas.space.skeleton import TASKS
+
+if TYPE_CHECKING:
+    import torch
+
+    from nas.training.recipe import Recipe
 
 PRICE = "nas.execution.work:price"
 TRAIN = "nas.execution.work:train"
+TRY_WEIGHTS = "nas.execution.work:try_weights"
+STATE_FILE = "training.safetensors"
+WEIGHTS_FILE = "weights.pt"
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -20,13 +31,15 @@ class PriceJob:
     """Measure the latency of a model on a target.
 
     `target` is its full name, `model` a resolved model YAML as a mapping; what is far over `limit_ms` is not measured
-    to the last percent. `blocks` are the user's block files that the model needs, here and in `TrainJob`.
+    to the last percent. With a checkpoint of other classes a head may get another width, so `weights` count here too.
+    `blocks` are the user's block files that the model needs, as for every job.
     """
 
     model: Mapping[str, Any]
     target: str
     imgsz: int
     limit_ms: float | None = None
+    weights: str | None = None
     blocks: list[str] = field(default_factory=list)
 
 
@@ -34,8 +47,11 @@ class PriceJob:
 class TrainJob:
     """Train a proxy of `model` on a part of the training images and score it on the held-out rest.
 
-    `root` is the folder that the dataset YAML's `path` was found to mean. `held_out` is the rest's share, drawn with
-    `split_seed`, so that all trials of a run share one split.
+    What the architecture kept starts from the checkpoint `weights`, where there is one. `root` is the folder that the
+    dataset YAML's `path` was found to mean. `held_out` is the rest's share, drawn with `split_seed`, so that all trials of
+    a run share one split; of the training part `fraction` is used. `rungs` are epochs, `until` the one to stop at (the last
+    where None). `folder` is where the trial's weights go, with the classes' `names`, and the state of a training that is
+    interrupted; None keeps neither.
     """
 
     model: Mapping[str, Any]
@@ -43,32 +59,44 @@ class TrainJob:
     root: str
     cache: str
     imgsz: int
-    epochs: int
+    rungs: Sequence[int]
     batch: int
     lr0: float
     held_out: float
     split_seed: int
     device: str
     threads: int
+    names: Sequence[str] = ()
+    weights: str | None = None
+    fraction: float = 1.0
+    until: int | None = None
+    folder: str | None = None
+    blocks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class WeightsJob:
+    """Try the checkpoint `weights` on the skeleton `model`."""
+
+    model: Mapping[str, Any]
+    weights: str
     blocks: list[str] = field(default_factory=list)
 
 
 def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
-    """Latency, parameters and multiply-adds of a `PriceJob`'s model; weights do not matter and are drawn from `seed`."""
+    """Latency, parameters and multiply-adds of a `PriceJob`'s model; values of weights do not matter: they are drawn."""
     import torch  # noqa: PLC0415  (workers only)
 
-    from nas.blocks.user import load_blocks  # noqa: PLC0415
     from nas.latency.cache import as_price  # noqa: PLC0415
     from nas.latency.measure import measure  # noqa: PLC0415
     from nas.latency.runtimes import SESSIONS  # noqa: PLC0415
     from nas.latency.target import Target  # noqa: PLC0415
-    from nas.yolo.build import build, inference_form, multiply_adds, parameters  # noqa: PLC0415
+    from nas.yolo.build import inference_form, multiply_adds, parameters  # noqa: PLC0415
 
     job = PriceJob(**payload)
     target = Target.parse(job.target)
-    load_blocks(*job.blocks)
     torch.manual_seed(seed)
-    model = inference_form(build(dict(job.model)))
+    model = inference_form(_model(job)[0])
     params, gmacs = parameters(model), multiply_adds(model, job.imgsz) / 1e9
     session = SESSIONS[target.kind](model, target, job.imgsz)
     session.run()
@@ -77,46 +105,117 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
 
 
 def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
-    """mAP of a `TrainJob` on the held-out part; reports `{epoch, epochs, loss}` after every epoch."""
+    """mAP of a `TrainJob` on the held-out part; reports `{epoch, epochs, loss}` after every epoch.
+
+    With a checkpoint, `transferred` is how many of how many tensors have come from it.
+    """
     import torch  # noqa: PLC0415  (workers only)
 
-    from nas.blocks.user import load_blocks  # noqa: PLC0415
     from nas.errors import UnreachableError  # noqa: PLC0415
-    from nas.training.proxy import Recipe, train_proxy  # noqa: PLC0415
-    from nas.yolo.build import build  # noqa: PLC0415
+    from nas.training.precision import training_dtype  # noqa: PLC0415
+    from nas.training.recipe import Recipe  # noqa: PLC0415
 
     job = TrainJob(**payload)
     if job.device.startswith("cuda") and not torch.cuda.is_available():
         raise UnreachableError("no CUDA device found on this worker", "search with --device cpu")
-    load_blocks(*job.blocks)
     torch.set_num_threads(job.threads)
-    fit, held_out, nc = _images(job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed)
+    precision = training_dtype(torch.device(job.device), Path(job.cache))
+    recipe = replace(Recipe(), batch=job.batch, lr=job.lr0)
+    try:
+        return _trained(job, seed, report, recipe, precision)
+    except (MemoryError, torch.OutOfMemoryError):
+        # what the first try had taken is free again once its frames are gone
+        report({"epoch": 0, "epochs": job.rungs[-1], "note": f"out of memory at batch {recipe.batch}; tried again with half"})
+    if job.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return {**_trained(job, seed, report, recipe.halved(), precision), "halved": True}
+
+
+def _trained(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision: torch.dtype) -> dict[str, Any]:
+    import torch  # noqa: PLC0415  (workers only)
+
+    from nas.training.proxy import train_proxy  # noqa: PLC0415
+    from nas.yolo.checkpoints import save_checkpoint  # noqa: PLC0415
+
+    polygons = TASKS[job.model["head"][-1][2]] == "segment"
+    fit, held_out, nc = images_of(
+        job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed, polygons, job.fraction
+    )
     torch.manual_seed(seed)
+    model, transferred = _model(job)
     outcome = train_proxy(
-        build(dict(job.model)),
+        model,
         fit,
         held_out,
         nc=nc,
-        epochs=job.epochs,
-        recipe=replace(Recipe(), batch=job.batch, lr=job.lr0),
+        rungs=job.rungs,
+        until=job.until,
+        recipe=recipe,
         seed=seed,
         device=torch.device(job.device),
+        precision=precision,
         report=lambda progress: report(asdict(progress)),
+        state=None if job.folder is None else Path(job.folder) / STATE_FILE,
     )
-    return {**asdict(outcome), "pid": os.getpid()}
+    if job.folder is not None:
+        save_checkpoint(model, Path(job.folder) / WEIGHTS_FILE, job.names)
+    skipped = [str(path) for path in fit.skipped]
+    known = {"transferred": transferred, "skipped": skipped, "pid": os.getpid()}
+    return {**asdict(outcome), **{name: value for name, value in known.items() if value}}
+
+
+def try_weights(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)
+    """How many of how many tensors a `WeightsJob`'s checkpoint gives to the skeleton, `{transferred}`, or why it cannot be
+    used, `{fault, cure}`."""
+    from nas.errors import InputError  # noqa: PLC0415
+    from nas.yolo.weights import check  # noqa: PLC0415
+
+    job = WeightsJob(**payload)
+    try:
+        return {"transferred": check(Path(job.weights), _built(job))}
+    except InputError as error:
+        return {"fault": error.message, "cure": error.hint}
+
+
+def _model(job: PriceJob | TrainJob) -> tuple[Any, tuple[int, int] | None]:
+    """The job's model, what it kept taken from the job's checkpoint, and how much that was."""
+    from nas.yolo.weights import read_weights, transfer  # noqa: PLC0415
+
+    model = _built(job)
+    return model, transfer(model, read_weights(Path(job.weights))) if job.weights else None
+
+
+def _built(job: PriceJob | TrainJob | WeightsJob) -> Any:
+    """The job's model, drawn anew; the user's block files run here, and draw nothing that the model would miss."""
+    import torch  # noqa: PLC0415  (workers only)
+
+    from nas.blocks.user import load_blocks  # noqa: PLC0415
+    from nas.yolo.build import build  # noqa: PLC0415
+
+    with torch.random.fork_rng(devices=[]):
+        load_blocks(*job.blocks)
+    return build(dict(job.model))
 
 
 @lru_cache(maxsize=2)
-def _images(data: str, root: str, cache: str, imgsz: int, held_out: float, split_seed: int) -> tuple[Any, Any, int]:
-    """The training part, the held-out part and the number of classes; decoded once per host, kept by this process."""
+def images_of(
+    data: str, root: str, cache: str, imgsz: int, held_out: float, split_seed: int, polygons: bool, fraction: float = 1.0
+) -> tuple[Any, Any, int]:
+    """The part to train on, of which `fraction` is taken, the held-out part, and the number of classes.
+
+    All of `train` is decoded once per host, whatever the split; this process keeps what it has read.
+    """
     from nas.dataset.description import read_dataset  # noqa: PLC0415
-    from nas.dataset.labels import read_labels  # noqa: PLC0415
+    from nas.dataset.labels import read_labels, read_polygons  # noqa: PLC0415
     from nas.yolo.decode import decode  # noqa: PLC0415
 
-    dataset = read_dataset(Path(data), Path(root))
-    parts = []
-    for indices in dataset.split(held_out, split_seed):
-        paths = [dataset.train[i] for i in indices]
-        labels = [read_labels(path, dataset.nc) for path in paths]
-        parts.append(decode(paths, labels, imgsz, Path(cache) / "images"))
-    return parts[0], parts[1], dataset.nc
+    dataset = read_dataset(Path(data), Path(root), polygons=polygons)
+    labels = [read_labels(path, dataset.nc) for path in dataset.train]
+    outlines = [read_polygons(path, dataset.nc) for path in dataset.train] if polygons else None
+    images = decode(dataset.train, labels, imgsz, Path(cache) / "images", outlines)
+    unreadable = set(images.skipped)
+    readable = (index for index, path in enumerate(dataset.train) if path not in unreadable)
+    row_of = {index: row for row, index in enumerate(readable)}
+    fit, rest = ([row_of[i] for i in part if i in row_of] for part in dataset.split(held_out, split_seed))
+    fit = sorted(random.Random(split_seed).sample(fit, max(1, round(fraction * len(fit)))))
+    return images.take(fit), images.take(rest), dataset.nc

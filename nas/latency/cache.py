@@ -32,10 +32,15 @@ class LatencyCache:
     """What is known about one target on this machine with these versions.
 
     A torn last line (a crash, a full disk) is skipped; nothing but time is lost with it.
+
+    Args:
+        folder: where the files are.
+        target: what latency is measured on.
+        weights: digest of the checkpoint that models start from, if any: it may give a head another width.
     """
 
-    def __init__(self, folder: Path, target: Target) -> None:
-        stamp = json.dumps([VERSION, target.stamp()], sort_keys=True)
+    def __init__(self, folder: Path, target: Target, weights: str | None = None) -> None:
+        stamp = json.dumps([VERSION, target.stamp(), *([weights] if weights else [])], sort_keys=True)
         self.path = folder / f"{target.kind.replace(':', '-')}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.jsonl"
         self._known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError):

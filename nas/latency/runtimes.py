@@ -13,7 +13,7 @@ from torch import nn
 
 from nas.errors import UnreachableError
 from nas.latency.target import Target
-from nas.yolo.build import export_onnx
+from nas.yolo.build import export_onnx, tensors
 
 Array = npt.NDArray[np.float32]
 
@@ -34,8 +34,9 @@ class Session(ABC):
     def __init__(self, model: nn.Module, target: Target, imgsz: int) -> None: ...
 
     @abstractmethod
-    def infer(self, images: Array) -> Array:
-        """Predictions before NMS for images (batch, 3, imgsz, imgsz) in [0, 1]: what the timed run computes."""
+    def infer(self, images: Array) -> list[Array]:
+        """Predictions before NMS for images (batch, 3, imgsz, imgsz) in [0, 1], for segmentation with the mask prototypes:
+        what the timed run computes."""
 
     @abstractmethod
     def run(self) -> None:
@@ -58,9 +59,9 @@ class OnnxRuntimeSession(Session):
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._feed = {"images": _image(target.batch, imgsz).numpy()}
 
-    def infer(self, images: Array) -> Array:
-        result: Array = self._session.run(None, {"images": images})[0]
-        return result
+    def infer(self, images: Array) -> list[Array]:
+        outputs: list[Array] = self._session.run(None, {"images": images})
+        return outputs
 
     def run(self) -> None:
         self._session.run(None, self._feed)
@@ -75,9 +76,9 @@ class TorchCpuSession(Session):
         self._image = _image(target.batch, imgsz).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def infer(self, images: Array) -> Array:
-        result: Array = _first(self._model(torch.from_numpy(images).to(memory_format=torch.channels_last))).numpy()
-        return result
+    def infer(self, images: Array) -> list[Array]:
+        output = self._model(torch.from_numpy(images).to(memory_format=torch.channels_last))
+        return [tensor.numpy() for tensor in tensors(output)]
 
     @torch.inference_mode()
     def run(self) -> None:
@@ -99,13 +100,12 @@ class TorchCudaSession(Session):
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.graph(self._graph):
-            self._output = _first(self._model(self._image))
+            self._outputs = tensors(self._model(self._image))
 
-    def infer(self, images: Array) -> Array:
+    def infer(self, images: Array) -> list[Array]:
         self._image.copy_(torch.from_numpy(images))
         self.run()
-        result: Array = self._output.float().cpu().numpy()
-        return result
+        return [output.float().cpu().numpy() for output in self._outputs]
 
     def run(self) -> None:
         self._graph.replay()
@@ -121,7 +121,3 @@ SESSIONS: dict[str, type[Session]] = {
 
 def _image(batch: int, imgsz: int) -> torch.Tensor:
     return torch.rand(batch, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
-
-
-def _first(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple | list) else output

@@ -155,7 +155,7 @@ def _layout(
             "zeroline": False,
         },
         "yaxis": {
-            "title": {"text": "mAP50-95"},
+            "title": {"text": summary.metric},
             "range": heights,
             "domain": [0.12 if strip else 0, 1],
             "zeroline": False,

@@ -147,7 +147,7 @@ def _frame(axes: Axes, records: Sequence[Record], summary: RunSummary, span: Spa
     axes.tick_params(colors=_FAINT, labelsize=10)
     # No mathtext anywhere: a "$" in a user's file name is a dollar.
     axes.set_xlabel(_text(f"latency p50 (ms) on {summary.target}, {summary.imgsz} px", 90), size=11, color=_INK)
-    axes.set_ylabel("mAP50-95", size=11, color=_INK)
+    axes.set_ylabel(summary.metric, size=11, color=_INK)
     title = f"{summary.name}: {summary.skeleton} on {summary.data}"
     for height, words, size, colour, weight in (
         (0.938, _text(title, 66), 15, _INK, "bold"),

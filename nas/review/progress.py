@@ -52,6 +52,9 @@ class Progress(Protocol):
     def __enter__(self) -> Self: ...
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
     def __call__(self, status: Status) -> None: ...
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        ...
 
 
 class Quiet:
@@ -66,6 +69,9 @@ class Quiet:
     def __call__(self, status: Status) -> None:  # noqa: ARG002  (it shows nothing)
         return None
 
+    def say(self, text: str) -> None:  # noqa: ARG002
+        return None
+
 
 class Lines(Quiet):
     """A line at the start of each phase and every 30 s, to stderr."""
@@ -77,8 +83,11 @@ class Lines(Quiet):
         now = time.monotonic()
         if now >= self._next or status.phase != self._phase:
             self._next, self._phase = now + LINE_SECONDS, status.phase
-            sys.stderr.write(" · ".join(status.facts) + "\n")
-            sys.stderr.flush()
+            self.say(" · ".join(status.facts))
+
+    def say(self, text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 class Live:
@@ -99,6 +108,9 @@ class Live:
 
     def __call__(self, status: Status) -> None:
         self._live.update(self._view(status))
+
+    def say(self, text: str) -> None:
+        self._live.console.print(text, markup=False, highlight=False)
 
     def _view(self, status: Status) -> RenderableType:
         from rich.progress_bar import ProgressBar  # noqa: PLC0415

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from nas.space.skeleton import Skeleton
+
 STATES = ("proposed", "rejected", "queued", "running", "paused", "done", "failed")
 
 
@@ -90,6 +92,8 @@ class RunSummary:
         device_seconds: device time charged so far.
         wall_seconds: wall-clock time so far.
         stopped_because: why it ended, e.g. "budget spent".
+        metric: what the mAP of its records is, see `metric_of`.
+        weights: name of the checkpoint that proxies started from, or "" for a start from scratch.
     """
 
     name: str
@@ -107,6 +111,8 @@ class RunSummary:
     device_seconds: float
     wall_seconds: float
     stopped_because: str
+    metric: str = "mAP50-95"
+    weights: str = ""
 
     @property
     def baseline_name(self) -> str:
@@ -117,7 +123,7 @@ class RunSummary:
     def meaning(self) -> str:
         """What the mAP of this run is, in one plain sentence for every report."""
         return (
-            f"mAP50-95 is a proxy to rank architectures by: measured on the {self.split} after {self.fidelity}. "
+            f"{self.metric} is a proxy to rank architectures by: measured on the {self.split} after {self.fidelity}. "
             "A fully trained model will have another mAP."
         )
 
@@ -127,6 +133,11 @@ class RunSummary:
         order = ("done", "failed", "paused", "running", "queued", "rejected", "proposed")
         counted = [f"{self.counts[s]:,} {s}" for s in order if self.counts.get(s)]
         return ", ".join(counted) or "no trials"
+
+
+def metric_of(skeleton: Skeleton) -> str:
+    """What the models of a skeleton are ranked by, in words."""
+    return "mask mAP50-95" if skeleton.task == "segment" else "mAP50-95"
 
 
 def baseline_of(records: Sequence[Record]) -> Record | None:

@@ -39,7 +39,7 @@ COLUMNS: Mapping[str, Column] = {
     "feasible": Column("true within the limits", ""),
     "front": Column("true for a member of the front: done, feasible and not dominated", ""),
     "pick": Column("which of knee, fastest, best this member of the front is (several joined by +)", ""),
-    "map": Column("mAP50-95 on the run's split at the run's fidelity", "0 to 1"),
+    "map": Column("mAP50-95 (of a segmentation model: of masks) on the run's split at the run's fidelity", "0 to 1"),
     "map50": Column("mAP50, likewise", "0 to 1"),
     "latency_ms": Column("latency on the run's target, p50", "ms"),
     "latency_spread": Column("how far the third-lowest p50 of the measured blocks lies above the lowest", "ratio"),

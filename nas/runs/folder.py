@@ -86,11 +86,11 @@ def read_config(folder: Path) -> tuple[RunConfig, str]:
 
 
 @contextmanager
-def removed_on_failure(folder: Path) -> Iterator[None]:
-    """Remove a folder that was just made when what should lie in it cannot be written."""
+def removed_on_failure(folder: Path, failure: type[BaseException] = BaseException) -> Iterator[None]:
+    """Remove a folder that was just made when what it is for fails before it holds anything of worth."""
     try:
         yield
-    except BaseException:
+    except failure:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -161,8 +161,11 @@ def resume_command(folder: Path) -> str:
     )
 
 
-def write_manifest(folder: Path, data_digest: str, classes: Sequence[str], machine: Mapping[str, str]) -> None:
-    """Write manifest.json: versions, system, git, the data's digest and classes, and what latency is measured on."""
+def write_manifest(
+    folder: Path, data_digest: str, classes: Sequence[str], machine: Mapping[str, str], weights_digest: str | None = None
+) -> None:
+    """Write manifest.json: versions, system, git, the digests of data and checkpoint, the classes, and what latency is
+    measured on."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -177,6 +180,7 @@ def write_manifest(folder: Path, data_digest: str, classes: Sequence[str], machi
         "versions": versions,
         "git": _git_commit(),
         "data_digest": data_digest,
+        "weights_digest": weights_digest,
         "classes": list(classes),
         "machine": dict(machine),
     }

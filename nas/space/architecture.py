@@ -100,8 +100,10 @@ def place(
     """The canonical placement of a choice; None where it is exactly what the skeleton has there.
 
     Channels are `width` times the skeleton's, rounded to the nearest multiple of 8 that the block can use: of the head
-    count where heads divide the channels; of what the skeleton's own row allows for `keep`.
+    count where heads divide the channels; of what the skeleton's own row allows for `keep`. Where the next layer takes no
+    other number, the skeleton's channels stay (heads that do not divide them give way to the block's own).
     """
+    width = 1.0 if slot.fixed else width
     depth = slot.depth if depth is None else depth
     row = slot.row
     if block == KEEP:
@@ -113,8 +115,10 @@ def place(
         return Placement(slot.name, slot.layer, KEEP, channels, depth)
     spec = CATALOG[block]
     heads = None if spec.default_heads is None else heads
+    if slot.fixed and heads is not None and spec.heads_divide and row.c2 % heads:
+        heads = None
     unit = heads if heads is not None and spec.heads_divide else 1
-    channels = round_channels(row.c2 * width, unit)
+    channels = row.c2 if slot.fixed else round_channels(row.c2 * width, unit)
     if spec.default_heads is not None and heads is None:
         heads = spec.default_heads(channels)
     full = {name: knobs.get(name, knob.default) for name, knob in spec.knobs.items()}

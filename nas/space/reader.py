@@ -15,11 +15,11 @@ from typing import Any
 from nas.blocks.catalog import CATALOG, KnobValue
 from nas.blocks.register import digest_of
 from nas.errors import InputError, did_you_mean
-from nas.space.architecture import KEEP, kept_channels, round_channels
+from nas.space.architecture import KEEP, place, round_channels
 from nas.space.rules import Rule, RuleError
 from nas.space.search_space import SearchSpace, SlotChoices, rule_names
-from nas.space.skeleton import Skeleton, Slot, read_detector, read_skeleton
-from nas.space.source import Document, Faults, read_yaml
+from nas.space.skeleton import Skeleton, Slot, read_searchable, read_skeleton
+from nas.space.source import Document, Faults, read_yaml, shipped
 
 _KEYS = ("skeleton", "slots", "forbid", "blocks")
 _SLOT_KEYS = ("block", "width", "depth", "heads")
@@ -27,24 +27,17 @@ MAX_WIDTH, MAX_DEPTH, MAX_HEADS = 16, 64, 128
 MAX_OPTIONS = 100_000
 
 
-def spaces_folder() -> Path:
-    """Where the shipped search spaces are: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    installed = package / "search_spaces"
-    return installed if installed.is_dir() else package.parent / "search_spaces"
-
-
 def find_space(name: str) -> Path:
     """A search space by path, or by the name of a shipped one (`demo`, `yolo11n-blocks`). Raises InputError."""
-    shipped = {path.stem: path for path in sorted(spaces_folder().glob("*.yaml"))}
+    known = {path.stem: path for path in sorted(shipped("search_spaces").glob("*.yaml"))}
     path = Path(name)
     if path.is_file():
         return path
     if path.name != name:  # a typing error in a path must not give another space
-        raise InputError(f"no search space '{name}'", f"correct the path, or name a shipped one: {', '.join(shipped)}")
-    if name in shipped or name in {p.name for p in shipped.values()}:
-        return shipped[path.stem]
-    raise InputError(f"no search space '{name}'", did_you_mean(path.stem, shipped) or "give a YAML file")
+        raise InputError(f"no search space '{name}'", f"correct the path, or name a shipped one: {', '.join(known)}")
+    if name in known or name in {p.name for p in known.values()}:
+        return known[path.stem]
+    raise InputError(f"no search space '{name}'", did_you_mean(path.stem, known) or "give a YAML file")
 
 
 def read_space(path: Path) -> SearchSpace:
@@ -76,7 +69,7 @@ def _skeleton(document: Document, faults: Faults) -> Skeleton | None:
         faults.add(document.line("skeleton"), "no 'skeleton'", "name a model YAML, for example skeleton: yolo11n.yaml")
         return None
     try:
-        skeleton = read_detector(name, document.path.parent)
+        skeleton = read_searchable(name, document.path.parent)
     except InputError as error:
         faults.add(document.line("skeleton"), error.message, error.hint)
         return None
@@ -251,19 +244,20 @@ def _forbid(document: Document, skeleton: Skeleton, faults: Faults) -> tuple[Rul
 
 
 def _rounding_notes(slots: tuple[SlotChoices, ...]) -> list[str]:
-    """Where a head count or the skeleton's own row changes the channels: legal, by the stated rule, but worth saying."""
+    """Where heads, the skeleton's own row or the next layer change the channels: legal, by the stated rule, but worth
+    saying."""
     notes = []
     for choices in slots:
-        name, row = choices.slot.name, choices.slot.row
+        slot = choices.slot
         for block, width in itertools.product(choices.blocks, choices.widths):
-            wanted = round_channels(row.c2 * width, 1)
-            if block == KEEP:
-                if (got := kept_channels(row, width)) != wanted:
-                    notes.append(f"{name}: keep gets {got} channels, not {wanted}")
-            elif CATALOG[block].heads_divide:
-                for heads in choices.heads:
-                    if (got := round_channels(row.c2 * width, heads)) != wanted:
-                        notes.append(f"{name}: {block} with {heads} heads gets {got} channels, not {wanted}")
+            wanted = round_channels(slot.row.c2 * width, 1)
+            divided = block != KEEP and CATALOG[block].heads_divide
+            for heads in (choices.heads if divided else ()) or (None,):
+                placement = place(slot, block, width, None, heads, {})
+                got = slot.row.c2 if placement is None else placement.channels
+                if got != wanted:
+                    of = "" if heads is None else f" with {heads} heads"
+                    notes.append(f"{slot.name}: {block}{of} gets {got} channels, not {wanted}")
     return notes
 
 

@@ -142,6 +142,17 @@ class SearchSpace:
             broken = fewer
         return best
 
+    def filled(self, block: str) -> Architecture:
+        """`block` in every slot that may hold it, as near to the skeleton's own width and depth as its choices allow; rules
+        not applied."""
+        chosen = []
+        for choices in self.slots:
+            width, depth = choices.slot.row.c2, choices.slot.depth
+            options = [p for p in choices.options if p is not None and p.block == block]
+            if options:
+                chosen.append(min(options, key=lambda p: (abs(p.channels - width), abs(p.depth - depth))))
+        return self._architecture(chosen if block != KEEP else [])
+
     def neighbours(self, architecture: Architecture) -> Iterator[Architecture]:
         """Every architecture that differs in exactly one slot; rules not applied."""
         now = {p.slot: p for p in architecture.placements}

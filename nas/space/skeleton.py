@@ -19,7 +19,7 @@ from typing import Any
 
 from nas.blocks.catalog import ROWS
 from nas.errors import InputError, did_you_mean
-from nas.space.source import Document, Where, read_yaml
+from nas.space.source import Document, Where, read_yaml, shipped
 
 # Rows whose first argument is the number of output channels, scaled by the skeleton's width.
 _WIDTH_SCALED = frozenset(
@@ -29,8 +29,24 @@ _WIDTH_SCALED = frozenset(
 )
 # Rows that hold a stage's block: a slot.
 _STAGES = frozenset("BottleneckCSP C1 C2 C2f C3 C3Ghost C3k2 C3x RepC3 C2fCIB A2C2f ELAN1 RepNCSPELAN4".split())
+# Rows that refuse to change the number of channels.
+_EQUAL_CHANNELS = frozenset({"C2PSA", "C2fPSA", "PSA"})
 _NOT_LEGACY = frozenset({"C3k2", "A2C2f", "C2fCIB"})
-_DETECTION_HEADS = frozenset({"Detect", "v10Detect"})
+# The last row's module -> what the model is for. Other heads (RT-DETR, YOLO-World, YOLOE) need more than a model YAML.
+TASKS: Mapping[str, str] = {
+    "Detect": "detect",
+    "v10Detect": "detect",
+    "Segment": "segment",
+    "Segment26": "segment",
+    "Pose": "pose",
+    "Pose26": "pose",
+    "OBB": "obb",
+    "OBB26": "obb",
+    "Classify": "classify",
+    "SemanticSegment": "semantic",
+    "Depth": "depth",
+}
+SEARCHED = ("detect", "segment")
 _SCALED_HEADS = frozenset({"Segment", "Segment26", "YOLOESegment", "YOLOESegment26"})
 # `activation` of a model YAML is handed to eval() by Ultralytics: only these may stand there.
 _ACTIVATIONS = re.compile(
@@ -53,11 +69,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Slot:
-    """A row that holds a stage's block. `depth` is the skeleton's own number of blocks (1 where the row has none)."""
+    """A row that holds a stage's block. `depth` is the skeleton's own number of blocks (1 where the row has none);
+    `fixed` says that the layer behind it takes no other number of channels."""
 
     name: str
     layer: int
     row: Row
+    fixed: bool = False
 
     @property
     def depth(self) -> int:
@@ -83,6 +101,11 @@ class Skeleton:
     def nc(self) -> int:
         return int(self.extras.get("nc", 80))
 
+    @property
+    def task(self) -> str | None:
+        """What the model is for (`detect`, `segment`, …), as its last row says; None for a head of no known task."""
+        return TASKS.get(self.rows[-1].module)
+
     def slot(self, name: str) -> Slot:
         return next(slot for slot in self.slots if slot.name == name)
 
@@ -99,9 +122,10 @@ def find_model(name: str, beside: Path | None = None) -> tuple[Path, str]:
     """The file of a model YAML and its scale letter ('' where it has none).
 
     `yolo11n.yaml` is, as in Ultralytics, scale n of `yolo11.yaml`. A path is relative to `beside`, else to the working
-    folder; only a bare name may mean a model of Ultralytics. Raises InputError with the nearest name.
+    folder; only a bare name may mean a model of Ultralytics or one that comes with nas. Raises InputError with the nearest
+    name.
     """
-    stem = Path(name).stem
+    stem = _stem(name)
     found = re.search(r"yolo(e-)?[v]?\d+([nslmx])", stem)
     scale = found[2] if found else ""
     for folder in (*([beside] if beside else []), Path()):
@@ -110,12 +134,29 @@ def find_model(name: str, beside: Path | None = None) -> tuple[Path, str]:
                 return path, scale
     if Path(name).name != name:
         raise InputError(f"no model YAML '{name}'", "correct the path; a name without a folder may be one of Ultralytics")
-    stock = {path.stem: path for path in models_folder().rglob("*.yaml")}
+    stock = {path.stem: path for folder in (shipped("models"), models_folder()) for path in folder.rglob("*.yaml")}
     for candidate in (stem, re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", stem)):
         if candidate in stock:
             return stock[candidate], scale if candidate != stem else ""
     names = {re.sub(r"^(yolov?\d+)", r"\1n", s) for s in stock if re.match(r"yolov?(5|8|11|12|26)\b", s)} | set(stock)
     raise InputError(f"no model YAML '{name}'", did_you_mean(stem, names))
+
+
+def _stem(name: str) -> str:
+    """The name of a model YAML's file without `.yaml`: `yolo11n-repvit-m0.9` keeps its dot."""
+    return re.sub(r"\.ya?ml$", "", Path(name).name)
+
+
+def shipped_model(argument: str) -> str:
+    """An argument of Ultralytics' command line, with the path of a model that comes with nas in place of its bare name.
+
+    `model=yolov9c-mqa.yaml` is one, unless there is such a file; anything else is returned as it is.
+    """
+    key, equals, name = argument.partition("=")
+    if key != "model" or not equals or Path(name).name != name or Path(name).exists():
+        return argument
+    path = shipped("models") / name
+    return f"model={path}" if path.is_file() else argument
 
 
 @lru_cache(maxsize=32)
@@ -156,19 +197,19 @@ def read_skeleton(name: str, beside: Path | None = None) -> Skeleton:
             raise _fault(document, at, f"row [{source}, {repeats}, {module}, {args}] cannot be built") from None
     extras = {k: v for k, v in data.items() if k not in {"backbone", "head", "scales", "depth_multiple", "width_multiple"}}
     split = len(data["backbone"])
-    stem = Path(name).stem
+    stem = _stem(name)
     full_name = stem if not scales or re.search(rf"\d{scale}", stem) else re.sub(r"^(yolov?\d+)", rf"\1{scale}", stem)
     legacy = not any(row.module in _NOT_LEGACY for row in rows)
     return Skeleton(full_name, tuple(rows), split, extras, bool(data.get("legacy", legacy)), _slots(rows, split))
 
 
-def read_detector(name: str, beside: Path | None = None) -> Skeleton:
-    """As `read_skeleton`, and refuses, also with file and line, what is not made for detection."""
+def read_searchable(name: str, beside: Path | None = None) -> Skeleton:
+    """As `read_skeleton`, and refuses, also with file and line, a model of a task that is not searched."""
     skeleton = read_skeleton(name, beside)
-    if (module := skeleton.rows[-1].module) not in _DETECTION_HEADS:
+    if skeleton.task not in SEARCHED:
         document = read_yaml(find_model(name, beside)[0])
-        what = f"the last row is {module}, not a detection head"
-        cure = f"nas searches detectors only: end with {' or '.join(sorted(_DETECTION_HEADS))}"
+        what = f"the last row is {skeleton.rows[-1].module}, not a head of detection or segmentation"
+        cure = "nas searches these two; models of other tasks build, train and export with: nas yolo"
         raise _fault(document, ("head", len(document.data["head"]) - 1), what, cure)
     return skeleton
 
@@ -255,7 +296,8 @@ def _slots(rows: list[Row], split: int) -> tuple[Slot, ...]:
             level = f"P{row.stride.bit_length() - 1}"
             name = f"backbone.{level}" if layer < split else f"neck.{way}.{level}"
             seen[name] = seen.get(name, 0) + 1
-            slots.append(Slot(name if seen[name] == 1 else f"{name}.{seen[name]}", layer, row))
+            fixed = layer + 1 < len(rows) and rows[layer + 1].module in _EQUAL_CHANNELS
+            slots.append(Slot(name if seen[name] == 1 else f"{name}.{seen[name]}", layer, row, fixed))
     return tuple(slots)
 
 

@@ -48,6 +48,13 @@ class Faults:
             raise InputError("\n".join(f"{self.path}:{line}: {text}" for line, text in sorted(self.found)))
 
 
+def shipped(folder: str) -> Path:
+    """A folder of YAMLs that come with nas: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    installed = package / folder
+    return installed if installed.is_dir() else package.parent / folder
+
+
 def read_yaml(path: Path) -> Document:
     """Read a YAML mapping from `path`.
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from nas.yolo.decode import GREY, Images
+from nas.yolo.decode import GREY, Images, Points
+from nas.yolo.masks import MASK_RATIO, overlap_mask, visible_boxes
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 RGB_TO_YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -62,8 +63,9 @@ class Batches:
         self.images = images
         self.device = device
         self._resident: Tensor | None = None
-        if device.type == "cuda" and images.pixels.nbytes < 0.1 * torch.cuda.mem_get_info(device)[0]:
-            self._resident = torch.tensor(images.pixels, device=device)
+        size = len(images) * 3 * images.imgsz**2
+        if device.type == "cuda" and size < 0.1 * torch.cuda.mem_get_info(device)[0]:
+            self._resident = torch.from_numpy(images.read(slice(None))).to(device)
 
     def make(self, rows: Tensor, how: Augmentation, random: torch.Generator) -> dict[str, Tensor]:
         """One batch.
@@ -75,7 +77,8 @@ class Batches:
 
         Returns:
             `img` float32 (B, 3, S, S) in 0..1, channels last; `cls` (M, 1), `bboxes` (M, 4) as cx, cy, w, h in shares
-            of the side, `batch_idx` (M,): what Ultralytics' losses read.
+            of the side, `batch_idx` (M,): what Ultralytics' losses read. Of images with polygons also `masks` (B, S / 4,
+            S / 4), k + 1 where the k-th object of a sample is, and `sem_masks`, alike, the class of what is there.
         """
         count, side = len(rows), self.images.imgsz
         joined = torch.rand(count, generator=random) < how.mosaic
@@ -94,8 +97,8 @@ class Batches:
         pixels = self._sample(tiles, owner, corner, canvas_side, zoom * flip, centre)
         pixels = pixels.flatten(2).transpose(1, 2) @ colours.transpose(1, 2).to(self.device)  # channels come last
         image = pixels.clamp_(0, 1).view(count, side, side, 3).permute(0, 3, 1, 2)
-        batch_idx, classes, boxes = self._boxes(tiles, owner, corner, zoom, centre, flip)
-        targets = {"cls": classes[:, None], "bboxes": boxes, "batch_idx": batch_idx}
+        move = _Move(tiles, owner, corner, zoom, centre, flip, side)
+        targets = self._boxes(move) if self.images.polygons is None else self._masks(move, self.images.polygons)
         return {"img": image, **{name: values.to(self.device) for name, values in targets.items()}}
 
     def _affine(
@@ -116,7 +119,7 @@ class Batches:
         if self._resident is not None:
             raw = self._resident[tiles.to(self.device)]
         else:
-            raw = torch.from_numpy(self.images.pixels[tiles.numpy()]).to(self.device)
+            raw = torch.from_numpy(self.images.read(tiles.numpy())).to(self.device)
         canvas = torch.zeros(len(centre), 3, canvas_side, canvas_side, device=self.device)
         values = raw.float().sub_(GREY).div_(255)  # grey becomes 0, the value that resampling finds outside the canvas
         for value, sample, (x, y) in zip(values, owner.tolist(), corner.tolist(), strict=True):
@@ -129,25 +132,76 @@ class Batches:
         grid = affine_grid(theta.to(self.device), [len(centre), 3, side, side], align_corners=False)
         return grid_sample(canvas, grid, align_corners=False).add_(GREY / 255)
 
-    def _boxes(
-        self, tiles: Tensor, owner: Tensor, corner: Tensor, zoom: Tensor, centre: Tensor, flip: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The labels of the tiles where the pixels went: sample (M,), class (M,) and box (M, 4) in shares."""
-        side = self.images.imgsz
+    def _boxes(self, move: _Move) -> dict[str, Tensor]:
+        """The labels of the tiles where the pixels went."""
+        flat, tile = self._labels(move.tiles)
+        sample = move.owner[tile]
+        middle = move.points(flat[:, 1:3] * move.side, tile)
+        size = flat[:, 3:5] * move.side * move.zoom[sample, None]
+        seen, keep = _seen(middle - size / 2, middle + size / 2, size, move.side)
+        return {"cls": flat[keep, :1], "bboxes": seen[keep], "batch_idx": sample[keep].float()}
+
+    def _masks(self, move: _Move, polygons: list[list[Points]]) -> dict[str, Tensor]:
+        """The outlines of the tiles where the pixels went: their boxes and masks, those of a sample by size."""
+        flat, tile = self._labels(move.tiles)
+        sample, side = move.owner[tile], move.side
+        outlines = [points for index in move.tiles.tolist() for points in polygons[index]]
+        ends = np.cumsum([len(points) for points in outlines], dtype=np.int64)
+        joined = torch.from_numpy(np.concatenate([np.zeros((0, 2), np.float32), *outlines]))
+        moved = move.points(joined, torch.repeat_interleave(tile, torch.from_numpy(np.diff(ends, prepend=0))))
+        outlines = np.split(moved.numpy(), ends)[:-1]
+        size = torch.from_numpy(np.array([np.ptp(points, axis=0) for points in outlines], np.float32).reshape(-1, 2))
+        visible = torch.from_numpy(visible_boxes(outlines, side))
+        seen, keep = _seen(visible[:, :2], visible[:, 2:], size, side)
+        kept: list[Tensor] = []
+        masks = torch.zeros(len(move.zoom), side // MASK_RATIO, side // MASK_RATIO, dtype=torch.int32)
+        classes = torch.zeros_like(masks)
+        for index in range(len(masks)):
+            rows = (keep & (sample == index)).nonzero()[:, 0]
+            mask, order = overlap_mask([outlines[row] for row in rows.tolist()], side)
+            rows = rows[torch.from_numpy(order)]
+            masks[index] = torch.from_numpy(mask)
+            classes[index] = torch.cat([torch.zeros(1), flat[rows, 0]])[masks[index].long()].int()
+            kept.append(rows)
+        all_kept = torch.cat(kept)
+        boxes = {"cls": flat[all_kept, :1], "bboxes": seen[all_kept], "batch_idx": sample[all_kept].float()}
+        return {**boxes, "masks": masks, "sem_masks": classes}
+
+    def _labels(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """The boxes of tiles, (M, 5) as they lie in the images, and which of the tiles (M,) each is on."""
         labels = [self.images.labels[tile] for tile in tiles.tolist()]
-        flat = torch.from_numpy(np.concatenate(labels))
-        tile = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor([len(label) for label in labels]))
-        sample = owner[tile]
-        middle = flat[:, 1:3] * side + corner[tile] - centre[sample]
-        middle = middle * zoom[sample, None]
-        middle[:, 0] *= flip[sample]
-        size = flat[:, 3:5] * side * zoom[sample, None]
-        low = (side / 2 + middle - size / 2).clamp_(0, side)
-        high = (side / 2 + middle + size / 2).clamp_(0, side)
-        seen = high - low
-        keep = (seen > MIN_SIDE).all(1) & (seen.prod(1) > MIN_VISIBLE * size.prod(1))
-        boxes = torch.cat([(low + high) / 2, seen], 1)[keep] / side
-        return sample[keep].float(), flat[keep, 0], boxes
+        counts = torch.tensor([len(label) for label in labels])
+        return torch.from_numpy(np.concatenate(labels)), torch.repeat_interleave(torch.arange(len(labels)), counts)
+
+
+@dataclass(frozen=True)
+class _Move:
+    """Where a batch's pixels go: tiles (T,) lie with their `corner` (T, 2) on the canvas of their `owner` (T,); of each
+    canvas (B,) what lies around `centre` is seen, zoomed and flipped, on an output of `side` pixels."""
+
+    tiles: Tensor
+    owner: Tensor
+    corner: Tensor
+    zoom: Tensor
+    centre: Tensor
+    flip: Tensor
+    side: int
+
+    def points(self, points: Tensor, tile: Tensor) -> Tensor:
+        """Points (P, 2) in pixels of the tiles (P,) they are on -> in pixels of the output."""
+        sample = self.owner[tile]
+        moved = (points + self.corner[tile] - self.centre[sample]) * self.zoom[sample, None]
+        moved[:, 0] *= self.flip[sample]
+        return moved + self.side / 2
+
+
+def _seen(low: Tensor, high: Tensor, size: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """The parts (M, 4) within the image of boxes of a `size` (M, 2) before they were cut, as cx, cy, w, h in shares, and
+    whether enough is left of each (M,)."""
+    low, high = low.clamp(0, side), high.clamp(0, side)
+    left = high - low
+    keep = (left > MIN_SIDE).all(1) & (left.prod(1) > MIN_VISIBLE * size.prod(1))
+    return torch.cat([(low + high) / 2, left], 1) / side, keep
 
 
 def _symmetric(shape: tuple[int, ...], random: torch.Generator) -> Tensor:

@@ -1,60 +1,34 @@
 """Proxy training: the shortest training that still ranks architectures.
 
-No files, no data-loader processes, no validation before the end. What a short run needs is many small optimizer steps,
-so the batch is small, and a schedule that fits its length: the learning rate, the warm-up, the averaging of weights and
-the closing of the mosaic are all shares of the run.
+No data-loader processes, no validation before a rung's end, no files but the state of a training that is to go on.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas.errors import InputError, NasError
-from nas.training.augment import Augmentation, Batches, generator_of
+from nas.training.augment import Batches, generator_of
+from nas.training.checkpoint import read_state, write_state
+from nas.training.recipe import Leg, Recipe, legs_of, rate
 from nas.yolo.criterion import Criterion
 from nas.yolo.decode import Images
 from nas.yolo.metrics import evaluate
 
+STATE_SECONDS = 60.0
+
 
 class DivergedError(NasError):
     """The loss or its gradient became infinite or not a number: no further step can repair the weights."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a proxy is trained. The defaults were measured on a small real set, 3 to 20 epochs from scratch.
-
-    Attributes:
-        batch: images per step.
-        lr: peak learning rate of AdamW.
-        final_lr: share of `lr` at the last step (cosine).
-        warmup: share of the steps during which the learning rate rises linearly.
-        weight_decay: of convolution and linear weights only.
-        clip: largest gradient norm.
-        average: horizon of the weight average as a share of the run; 0 keeps the last weights.
-        statistics: horizon of the batch norms' running statistics as a share of the run. Ultralytics' momentum of 0.03
-            is made for long runs: after a hundred steps its statistics still lag behind the weights, and those score a
-            tenth of what they are worth.
-        augmentation: how images are changed.
-        close_mosaic: share of the epochs, the last ones, that see whole images instead of mosaics.
-    """
-
-    batch: int = 8
-    lr: float = 0.004
-    final_lr: float = 0.01
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    clip: float = 10.0
-    average: float = 0.05
-    statistics: float = 0.1
-    augmentation: Augmentation = field(default_factory=lambda: Augmentation(fliplr=0.5))
-    close_mosaic: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -72,18 +46,22 @@ class Outcome:
     """What a proxy training found.
 
     Attributes:
-        map: mAP50-95 on the held-out images, 0..1.
-        map50: mAP50 on them, 0..1.
+        map: mAP50-95 on the held-out images, 0..1: of masks for a segmentation model, of boxes otherwise.
+        map50: the same at IoU 0.50.
+        box_map: mAP50-95 of boxes, whatever the model.
         loss_curve: mean training loss per image of each epoch.
-        epochs: epochs trained.
-        seconds: wall clock of the whole call.
+        epochs: epochs trained, those of an earlier call included.
+        resumed_at: epochs that an earlier call had trained.
+        seconds: wall clock of this call.
         precision: arithmetic of the training, "float32" or "bfloat16".
     """
 
     map: float
     map50: float
+    box_map: float
     loss_curve: tuple[float, ...]
     epochs: int
+    resumed_at: int
     seconds: float
     precision: str
 
@@ -94,125 +72,228 @@ def train_proxy(
     held_out: Images,
     *,
     nc: int,
-    epochs: int,
+    rungs: Sequence[int],
     recipe: Recipe,
     seed: int,
     device: torch.device,
+    precision: torch.dtype,
     report: Callable[[Progress], None],
+    until: int | None = None,
+    state: Path | None = None,
 ) -> Outcome:
-    """Train a detection model and score it once.
+    """Train a detection or segmentation model up to a rung and score it once.
 
     Equal arguments give equal results, bit for bit, on one kind of processor with one number of threads; on a GPU up
-    to the order of its atomic additions.
+    to the order of its atomic additions. That holds too for a training that is interrupted, or paused at a rung, and taken
+    up again from its `state`.
 
     Args:
         model: the model with its initial weights; trained in place, its averaged weights are what is scored and stays.
-        train: training images.
+        train: training images, for segmentation with polygons.
         held_out: images to score on; training never sees them.
         nc: number of classes.
-        epochs: passes over `train`, at least 1.
+        rungs: rising numbers of epochs; they shape the schedule, see `nas.training.recipe`.
         recipe: how to train.
         seed: of the order of images, the augmentation and whatever the model itself draws.
         device: where to train.
+        precision: float32, or bfloat16 for automatic mixed precision; see `nas.training.precision`.
         report: called after every epoch; what it raises ends the training and reaches the caller.
+        until: the rung to stop at; the last one where None.
+        state: a file from which the training goes on, if it is there; written every minute and at every rung but the last,
+            after which it is removed.
 
     Raises:
         DivergedError: the loss or the gradient is no longer finite.
-        InputError: no images or no epochs to train.
+        InputError: no images, rungs that do not rise, no such rung, or the state of another training.
+        OSError: the state cannot be written.
     """
-    if not len(train) or epochs < 1:
-        raise InputError(f"{len(train)} images and {epochs} epochs to train", "a proxy needs at least one of each")
     began = time.perf_counter()
-    torch.manual_seed(seed)
-    dtype = training_dtype(device)
-    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    criterion, batches = Criterion(model, epochs), Batches(train, device)
-    batch = min(recipe.batch, len(train))
-    steps = len(train) // batch  # a smaller last batch would only disturb the batch statistics
-    _follow_quickly(model, recipe.statistics * epochs * steps)
-    optimizer = _optimizer(model, recipe)
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, epochs * steps, recipe))
-    average = Average(model, recipe.average * epochs * steps)
-
-    curve: list[float] = []
-    for epoch in range(epochs):
-        closing = epoch >= epochs * (1 - recipe.close_mosaic)
-        how = _closed(recipe.augmentation) if closing else recipe.augmentation
-        order = torch.randperm(len(train), generator=generator_of(seed, epoch))
-        total = 0.0
-        for step in range(steps):
-            data = batches.make(order[step * batch : (step + 1) * batch], how, generator_of(seed, epoch, step + 1))
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                predictions = model(data["img"])
-            loss = criterion(predictions, data)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(weights, recipe.clip)
-            if not torch.isfinite(loss + norm):
-                raise DivergedError(
-                    "the training diverged",
-                    f"in epoch {epoch + 1}: loss {loss.item()}, gradient norm {norm.item()}; try a lower learning rate",
-                )
-            optimizer.step()
-            schedule.step()
-            average.update()
-            total += loss.item() / batch
-        criterion.end_epoch()
-        curve.append(total / steps)
-        report(Progress(epoch + 1, epochs, curve[-1], time.perf_counter() - began))
-
-    average.apply()
-    metrics = evaluate(model, held_out, nc, batch=4 * batch, device=device)
+    last = legs_of(rungs)[-1].end
+    goal = last if until is None else until
+    if goal not in rungs:
+        raise InputError(f"no rung of {goal} epochs", f"rungs are {', '.join(map(str, rungs))}")
+    training = Training(model, train, recipe, rungs, seed, device, precision)
+    if state is not None and state.is_file():
+        training.load(state)
+    resumed_at, saved = training.epoch, time.perf_counter()
+    while training.epoch < goal:
+        loss = training.run_epoch()
+        report(Progress(training.epoch, goal, loss, time.perf_counter() - began))
+        due = training.epoch == goal or time.perf_counter() - saved >= STATE_SECONDS
+        if state is not None and due and training.epoch < last:
+            training.save(state)
+            saved = time.perf_counter()
+    training.average.apply()
+    metrics = evaluate(model, held_out, nc, batch=4 * recipe.batch, device=device)
+    if state is not None and goal == last:
+        state.unlink(missing_ok=True)
+    fitness, arithmetic = metrics.fitness, str(precision).removeprefix("torch.")
     seconds = time.perf_counter() - began
-    return Outcome(metrics.map, metrics.map50, tuple(curve), epochs, seconds, str(dtype).removeprefix("torch."))
+    curve = tuple(training.curve)
+    return Outcome(fitness.map, fitness.map50, metrics.boxes.map, curve, training.epoch, resumed_at, seconds, arithmetic)
 
 
-def training_dtype(device: torch.device) -> torch.dtype:
-    """The arithmetic of a device: bfloat16 where the hardware has it, float32 elsewhere.
+class Training:
+    """A training between two epochs: everything that the next one depends on.
 
-    Asked of the hardware, not timed: a choice made by timing could differ between two runs on one busy machine, and so
-    would their results. Processors that only emulate bfloat16 are ten times slower with it.
+    Arguments as of `train_proxy`.
     """
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        features = torch.cpu.get_capabilities()
-        native = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    else:
-        native = False
-    return torch.bfloat16 if native else torch.float32
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Images,
+        recipe: Recipe,
+        rungs: Sequence[int],
+        seed: int,
+        device: torch.device,
+        precision: torch.dtype,
+    ) -> None:
+        if not len(train):
+            raise InputError("0 images to train", "a proxy needs at least one")
+        self.epoch = 0
+        self.curve: list[float] = []
+        self._legs = legs_of(rungs)
+        self._recipe, self._seed, self._device, self._precision = recipe, seed, device, precision
+        torch.manual_seed(seed)
+        self._model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self._criterion, self._batches = Criterion(model, rungs[-1]), Batches(train, device)
+        self._batch = min(recipe.batch, len(train))
+        # a smaller last batch would only disturb the batch statistics
+        self._passes = len(train) // self._batch
+        self._steps = -(-self._passes // recipe.accumulate)
+        self._optimizer = _optimizer(model, recipe)
+        self._weights = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self.average = Average(model)
+        plain = {**asdict(recipe), "batch": self._batch}
+        self._identity = [plain, list(rungs), seed, str(precision), len(train), train.imgsz, _fingerprint(model)]
+
+    def run_epoch(self) -> float:
+        """Train one epoch; returns its mean loss per image. Raises DivergedError."""
+        leg = next(leg for leg in self._legs if leg.first <= self.epoch < leg.end)
+        how = leg.augmentation(self.epoch, self._recipe)
+        self._settle(leg)
+        order = torch.randperm(len(self._batches.images), generator=generator_of(self._seed, self.epoch))
+        total = 0.0
+        self._model.train()
+        for index in range(self._passes):
+            rows = order[index * self._batch : (index + 1) * self._batch]
+            total += self._pass(self._batches.make(rows, how, generator_of(self._seed, self.epoch, index + 1)))
+            if (index + 1) % self._recipe.accumulate == 0 or index + 1 == self._passes:
+                self._step(leg, index // self._recipe.accumulate)
+        self._criterion.end_epoch()
+        self.epoch += 1
+        self.curve.append(total / self._passes)
+        return self.curve[-1]
+
+    def _settle(self, leg: Leg) -> None:
+        """Horizons are shares of the leg."""
+        _follow_quickly(self._model, self._recipe.statistics * leg.epochs * self._passes)
+        self.average.horizon = self._recipe.average * leg.epochs * self._steps
+
+    def _pass(self, data: dict[str, Tensor]) -> float:
+        """Forward and backward of one batch; returns its loss per image."""
+        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
+            predictions = self._model(data["img"])
+        loss = self._criterion(predictions, data)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = loss.item()
+        if not math.isfinite(value):
+            raise _diverged(self.epoch, f"the loss is {value}")
+        return value / self._batch
+
+    def _step(self, leg: Leg, index: int) -> None:
+        """One step of the optimizer, the `index`-th of its epoch."""
+        norm = nn.utils.clip_grad_norm_(self._weights, self._recipe.clip)
+        if not torch.isfinite(norm):
+            raise _diverged(self.epoch, f"the norm of the gradient is {norm.item()}")
+        done = (self.epoch - leg.first) * self._steps + index
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.lr * rate(done, leg.epochs * self._steps, self._recipe)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.average.update()
+
+    def save(self, path: Path) -> None:
+        """Write everything that `load` needs. Raises OSError."""
+        tensors: dict[str, Tensor] = {f"model.{name}": t for name, t in self._model.state_dict().items()}
+        tensors |= {f"average.{index}": t for index, t in enumerate(self.average.means)}
+        for index, weight in enumerate(self._weights):
+            for name, value in self._optimizer.state[weight].items():
+                tensors[f"adam.{index}.{name}"] = value
+        tensors["random"] = torch.get_rng_state()
+        if self._device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
+        facts = {"identity": self._identity, "epoch": self.epoch, "curve": self.curve, "averaged": self.average.steps}
+        write_state(path, tensors, facts)
+
+    def load(self, path: Path) -> None:
+        """Go on where a training with equal arguments was saved. Raises InputError for the state of another one."""
+        tensors, facts = read_state(path, self._device)
+        if facts["identity"] != json.loads(json.dumps(self._identity)):
+            raise InputError(f"{path}: the state of another training", "remove it: the trial starts anew")
+        self._model.load_state_dict({name: tensors[f"model.{name}"] for name in self._model.state_dict()})
+        self.average.restore([tensors[f"average.{index}"] for index in range(len(self.average.means))], facts["averaged"])
+        for index, weight in enumerate(self._weights):
+            prefix = f"adam.{index}."
+            saved = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            # the fused optimizer walks through memory: its averages must lie there in the order of their weight
+            self._optimizer.state[weight] = {
+                name: torch.empty_like(weight).copy_(tensor).detach() if tensor.shape == weight.shape else tensor
+                for name, tensor in saved.items()
+            }
+        torch.set_rng_state(tensors["random"].cpu())
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"].cpu(), self._device)
+        self.epoch, self.curve = facts["epoch"], list(facts["curve"])
+        for _ in range(self.epoch):
+            self._criterion.end_epoch()
 
 
 class Average:
-    """A running average of a model's weights and batch statistics, with a horizon that fits short runs.
+    """A running average of a model's weights and batch statistics.
 
-    Args:
-        model: the model to follow.
-        horizon: steps over which the average forgets (decay 1 - 1 / horizon); below 1 it is the latest weights.
+    `horizon` is the number of steps over which the average forgets (decay 1 - 1 / horizon); below 1 it is the latest
+    weights. `means` are the averages, in the order of the model's floating tensors, `steps` how many went into them.
     """
 
-    def __init__(self, model: nn.Module, horizon: float) -> None:
+    def __init__(self, model: nn.Module, horizon: float = 0.0) -> None:
+        self.horizon = horizon
         self._live = [t for t in model.state_dict().values() if t.is_floating_point()]
-        self._mean = [t.clone() for t in self._live]
-        self._horizon = horizon
-        self._step = 0
+        self.means = [t.clone() for t in self._live]
+        self.steps = 0
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after a step. Early on the horizon is short, so that the first weights are forgotten."""
-        self._step += 1
-        share = 1 / max(1.0, min(self._horizon, self._step / 4))
-        torch._foreach_lerp_(self._mean, self._live, share)
+        self.steps += 1
+        share = 1 / max(1.0, min(self.horizon, self.steps / 4))
+        torch._foreach_lerp_(self.means, self._live, share)
 
     @torch.no_grad()
     def apply(self) -> None:
         """Put the average into the model."""
-        torch._foreach_copy_(self._live, self._mean)
+        torch._foreach_copy_(self._live, self.means)
+
+    @torch.no_grad()
+    def restore(self, means: Sequence[Tensor], steps: int) -> None:
+        """Take up averages that were saved."""
+        torch._foreach_copy_(self.means, list(means))
+        self.steps = steps
+
+
+def _diverged(epoch: int, what: str) -> DivergedError:
+    return DivergedError("the training diverged", f"in epoch {epoch + 1}: {what}; try a lower learning rate")
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Names the tensors of a model and their shapes."""
+    shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
+    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
 
 
 def _follow_quickly(model: nn.Module, horizon: float) -> None:
-    """Give the batch norms a momentum whose horizon, in steps, fits the run; never slower than Ultralytics' own."""
+    """Give the batch norms a momentum whose horizon, in passes, fits the run; never slower than Ultralytics' own."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = min(max(1 / max(horizon, 1.0), 0.03), 0.5)
@@ -234,17 +315,3 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         lr=recipe.lr,
         fused=next(model.parameters()).device.type in {"cpu", "cuda"},
     )
-
-
-def _rate(step: int, steps: int, recipe: Recipe) -> float:
-    """Share of the peak learning rate at a step: a linear rise, then a cosine down to `final_lr`."""
-    rise = max(1, round(recipe.warmup * steps))
-    if step < rise:
-        return (step + 1) / rise
-    done = (step - rise) / max(1, steps - rise)
-    return recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
-
-
-def _closed(how: Augmentation) -> Augmentation:
-    """The same augmentation without mosaics."""
-    return Augmentation(0.0, how.scale, how.translate, how.fliplr, how.hsv_h, how.hsv_s, how.hsv_v)

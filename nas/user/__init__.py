@@ -1,7 +1,7 @@
-"""The package under which user block files are loaded: `my_blocks.py` as `nas.user.my_blocks`, a path that checkpoints name.
+"""The package under which user block files are loaded: `my_blocks.py` as `nas.user.my_blocks`.
 
-It holds no file of its own and runs none by itself: only what `nas.load_blocks` was given can be imported from here. A
-checkpoint whose file is missing gets an InputError, not a ModuleNotFoundError, at which Ultralytics would try to install a
+It holds no file of its own and runs none by itself: only what `nas.load_blocks` was given can be imported from here. Who
+needs another is told so by an InputError, not by a ModuleNotFoundError, at which Ultralytics would try to install a
 package of that name.
 """
 
@@ -22,6 +22,14 @@ __path__.clear()
 FILES: dict[str, Path] = {}
 
 
+def not_loaded(file: str) -> InputError:
+    """The error of whoever meets a block of a file that was not named."""
+    return InputError(
+        f"this model needs the user block file {file}, which was not loaded",
+        f"call nas.load_blocks('{file}') first, or give the command --blocks {file} (its code runs)",
+    )
+
+
 class _Loader(SourceFileLoader):
     """Compiles what the file holds now: no cached bytecode is trusted, and none is left beside a user's file."""
 
@@ -40,10 +48,7 @@ class _Finder(MetaPathFinder):
         if package != __name__:
             return None
         if stem not in FILES:
-            raise InputError(
-                f"this model needs the user block file {stem}.py, which was not loaded",
-                f"call nas.load_blocks('{stem}.py') first, or give the command --blocks {stem}.py (its code runs)",
-            )
+            raise not_loaded(f"{stem}.py")
         file = str(FILES[stem])
         return spec_from_file_location(fullname, file, loader=_Loader(fullname, file))
 

@@ -10,30 +10,44 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from ultralytics.nn.tasks import BaseModel, DetectionModel
+from ultralytics.nn import tasks
+from ultralytics.nn.tasks import BaseModel
 
 from nas.errors import InputError
+from nas.space.skeleton import TASKS
 
 OPSET = 18
+_MODELS: dict[str, type[BaseModel]] = {
+    "detect": tasks.DetectionModel,
+    "segment": tasks.SegmentationModel,
+    "pose": tasks.PoseModel,
+    "obb": tasks.OBBModel,
+    "classify": tasks.ClassificationModel,
+    "semantic": tasks.SemanticSegmentationModel,
+    "depth": tasks.DepthModel,
+}
 
 
-def build(model_yaml: dict[str, Any]) -> DetectionModel:
-    """A detection model with fresh weights (drawn from torch's global generator), on the CPU.
+def build(model_yaml: dict[str, Any]) -> BaseModel:
+    """A model with fresh weights (drawn from torch's global generator), on the CPU: Ultralytics' class for its task.
 
     Args:
         model_yaml: as `nas.space.architecture.model_yaml` makes it.
 
     Raises:
-        InputError: not a detection model.
+        InputError: a head of no known task.
     """
     head = model_yaml["head"][-1][2]
-    if not head.endswith("Detect"):
-        raise InputError(f"the skeleton's head is {head}, not a detection head", "search with a detection model YAML")
-    return DetectionModel(deepcopy(model_yaml), ch=3, nc=model_yaml["nc"], verbose=False)
+    if head not in TASKS:
+        raise InputError(f"the model's head is {head}, which is not known", f"known are {', '.join(TASKS)}")
+    return _MODELS[TASKS[head]](deepcopy(model_yaml), ch=3, nc=model_yaml["nc"], verbose=False)
 
 
 def inference_form(model: BaseModel, *, export: bool = True) -> BaseModel:
-    """A fused copy in eval mode whose forward returns decoded predictions before NMS (what is timed and exported)."""
+    """A fused copy in eval mode whose forward returns decoded predictions before NMS (what is timed and exported).
+
+    A segmentation model returns two tensors: the predictions, each with its mask coefficients, and the mask prototypes.
+    """
     fused = deepcopy(model).eval().float().fuse(verbose=False)
     for parameter in fused.parameters():
         parameter.requires_grad_(False)
@@ -54,25 +68,36 @@ def multiply_adds(model: nn.Module, imgsz: int) -> float:
     return float(counter.get_total_flops()) / 2
 
 
+def tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors of a forward pass of an `inference_form`, in order: one, or two for segmentation."""
+    return [output] if isinstance(output, torch.Tensor) else [tensor for part in output for tensor in tensors(part)]
+
+
 def export_onnx(model: nn.Module, path: Path, imgsz: int, *, batch: int = 1, dynamic: bool = False) -> None:
-    """Write an `inference_form` as ONNX with input `images` (batch, 3, imgsz, imgsz) and output `output0`.
+    """Write an `inference_form` as ONNX with input `images` (batch, 3, imgsz, imgsz) and outputs `output0`, `output1`, ….
 
     Args:
         dynamic: leave batch, height and width open.
     """
-    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch"}} if dynamic else None
     model.model[-1].dynamic = dynamic  # type: ignore[index, union-attr]
+    image = torch.zeros(batch, 3, imgsz, imgsz)
     with warnings.catch_warnings(), torch.no_grad():
         # The tracer warns of Python branches in Ultralytics' head, which depend on the fixed head alone.
         warnings.simplefilter("ignore")
+        outputs = {f"output{index}": tensor for index, tensor in enumerate(tensors(model(image)))}
+        axes = {"images": {0: "batch", 2: "height", 3: "width"}}
+        for name, tensor in outputs.items():
+            axes[name] = {0: "batch"}
+            if tensor.ndim == 4:  # a map: mask prototypes
+                axes[name] |= {2: f"{name}_height", 3: f"{name}_width"}
         torch.onnx.export(
             model,
-            (torch.zeros(batch, 3, imgsz, imgsz),),
+            (image,),
             str(path),
             opset_version=OPSET,
             input_names=["images"],
-            output_names=["output0"],
-            dynamic_axes=axes,
+            output_names=list(outputs),
+            dynamic_axes=axes if dynamic else None,
             do_constant_folding=True,
             dynamo=False,
         )

@@ -1,4 +1,4 @@
-"""Ultralytics' detection loss for a bare model, outside Ultralytics' trainer."""
+"""Ultralytics' detection and segmentation losses for a bare model, outside Ultralytics' trainer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Batch = dict[str, Tensor]
 
 
 class Criterion:
-    """Box, class and distance loss of a detection model, with Ultralytics' default gains.
+    """The loss of a model of its task, with Ultralytics' default gains: of boxes, classes and distances, and of masks.
 
     The model's own `init_criterion` picks the loss: one-to-many for most heads, one-to-many plus one-to-one for
     end-to-end heads (YOLOv10, YOLO26), whose balance moves from epoch to epoch.
 
     Args:
-        model: an `ultralytics.nn.tasks.DetectionModel`, already on its device; its `args` are set.
+        model: as `nas.yolo.build.build` makes it, already on its device; its `args` are set.
         epochs: length of the run, over which end-to-end heads shift their balance.
     """
 
@@ -32,7 +32,8 @@ class Criterion:
 
         Args:
             predictions: what the model returned in training mode.
-            batch: `img` (B, 3, S, S), `cls` (M, 1), `bboxes` (M, 4) as cx, cy, w, h in shares, `batch_idx` (M,).
+            batch: `img` (B, 3, S, S), `cls` (M, 1), `bboxes` (M, 4) as cx, cy, w, h in shares, `batch_idx` (M,), all by
+                ascending sample; for segmentation `masks` and `sem_masks` (B, S / 4, S / 4), see `nas.training.augment`.
         """
         # always in float32: anchors and boxes in bfloat16 are off by a pixel and more
         with torch.autocast(batch["img"].device.type, enabled=False):

@@ -27,28 +27,42 @@ MAX_CORRUPT = 0.01  # share of unreadable images that is skipped rather than ref
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.float32]
+Points = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Images:
-    """Letterboxed images and their boxes.
+    """Letterboxed images and their labels.
 
     Attributes:
-        pixels: uint8 (N, 3, S, S), RGB; usually a read-only memory map.
+        pixels: uint8 (files, 3, S, S), RGB; usually a read-only memory map that several `Images` share.
         labels: one float32 (n, 5) per image: class, then cx, cy, w, h as shares of the S x S canvas.
-        skipped: files that could not be read and are therefore absent from both.
+        skipped: files that could not be read and are therefore absent from all others.
+        polygons: for segmentation, per image the n outlines of its objects, each float32 (points, 2): x, y in pixels of
+            the canvas (shares would not bring whole numbers back, and masks are drawn by whole numbers).
+        rows: which of `pixels` each image is; None where they are the same.
     """
 
     pixels: Pixels
     labels: list[Labels]
     skipped: tuple[Path, ...] = ()
+    polygons: list[list[Points]] | None = None
+    rows: npt.NDArray[np.intp] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: slice) -> Images:
-        """A contiguous part of the images, sharing the pixels (nothing is copied)."""
-        return Images(self.pixels[rows], self.labels[rows], self.skipped)
+    def read(self, indices: npt.NDArray[np.intp] | slice) -> Pixels:
+        """The pixels of some images, copied."""
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        return self.pixels[rows[indices]]
+
+    def take(self, indices: Sequence[int]) -> Images:
+        """Some of the images, in this order; the pixels stay where they are."""
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        polygons = None if self.polygons is None else [self.polygons[i] for i in indices]
+        chosen = rows[np.asarray(indices, np.intp)]
+        return Images(self.pixels, [self.labels[i] for i in indices], self.skipped, polygons, chosen)
 
     @property
     def imgsz(self) -> int:
@@ -56,7 +70,13 @@ class Images:
         return int(self.pixels.shape[-1])
 
 
-def decode(paths: Sequence[Path], labels: Sequence[Labels], imgsz: int, cache: Path) -> Images:
+def decode(
+    paths: Sequence[Path],
+    labels: Sequence[Labels],
+    imgsz: int,
+    cache: Path,
+    polygons: Sequence[Sequence[Points]] | None = None,
+) -> Images:
     """Read, letterbox and cache images; a later call, also of another process, maps the cached file.
 
     Args:
@@ -64,6 +84,7 @@ def decode(paths: Sequence[Path], labels: Sequence[Labels], imgsz: int, cache: P
         labels: per image float32 (n, 5): class, cx, cy, w, h as shares of the image itself.
         imgsz: side S of the square canvas in pixels.
         cache: folder for the pixels (N * 3 * S * S bytes per distinct list of files).
+        polygons: per image its objects' outlines, x, y as shares of the image itself; None without masks.
 
     Returns:
         The readable images in the order of `paths`, with their labels moved onto the canvas.
@@ -86,7 +107,12 @@ def decode(paths: Sequence[Path], labels: Sequence[Labels], imgsz: int, cache: P
         raise InputError(f"cannot keep decoded images in {cache}: {error}", "free space there or move it") from error
     readable = [i for i, size in enumerate(sizes) if size.all()]
     skipped = tuple(path for path, size in zip(paths, sizes, strict=True) if not size.all())
-    return Images(pixels, [_onto_canvas(labels[i], int(sizes[i, 0]), int(sizes[i, 1]), imgsz) for i in readable], skipped)
+    placed = {i: _placement(int(sizes[i, 0]), int(sizes[i, 1]), imgsz) for i in readable}
+    boxes = [_boxes_onto_canvas(labels[i], placed[i], imgsz) for i in readable]
+    if polygons is None:
+        return Images(pixels, boxes, skipped)
+    outlines = [[_points_onto_canvas(points, placed[i]) for points in polygons[i]] for i in readable]
+    return Images(pixels, boxes, skipped, outlines)
 
 
 def _key(paths: Sequence[Path], imgsz: int) -> str:
@@ -172,11 +198,17 @@ def _placement(width: int, height: int, imgsz: int) -> tuple[int, int, int, int]
     return w, h, left, top
 
 
-def _onto_canvas(labels: Labels, width: int, height: int, imgsz: int) -> Labels:
+def _boxes_onto_canvas(labels: Labels, placement: tuple[int, int, int, int], imgsz: int) -> Labels:
     """Boxes as shares of the image -> as shares of the canvas."""
-    w, h, left, top = _placement(width, height, imgsz)
+    w, h, left, top = placement
     moved = np.array(labels, np.float32).reshape(-1, 5)
     moved[:, 1:] *= np.array([w, h, w, h], np.float32)
     moved[:, 1:3] += np.array([left, top], np.float32)
     moved[:, 1:] /= imgsz
     return moved
+
+
+def _points_onto_canvas(points: Points, placement: tuple[int, int, int, int]) -> Points:
+    """Points as shares of the image -> in pixels of the canvas."""
+    w, h, left, top = placement
+    return np.asarray(points, np.float32) * np.array([w, h], np.float32) + np.array([left, top], np.float32)

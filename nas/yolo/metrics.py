@@ -10,16 +10,17 @@ import torch
 import torchvision  # type: ignore[import-untyped]  # noqa: F401  once imported, Ultralytics uses its faster NMS
 from torch import Tensor, nn
 from ultralytics.engine.validator import BaseValidator
-from ultralytics.utils.metrics import ap_per_class, box_iou
+from ultralytics.utils.metrics import ap_per_class, box_iou, mask_iou
 from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.ops import xywh2xyxy
+from ultralytics.utils.ops import process_mask, xywh2xyxy
 
-from nas.yolo.decode import Images, Labels
+from nas.yolo.decode import Images
+from nas.yolo.masks import overlap_mask
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """Detection quality, all in 0..1.
+class AveragePrecision:
+    """All in 0..1.
 
     Attributes:
         map: mAP50-95, the mean over the classes that have labels and over the IoU thresholds 0.50, 0.55, …, 0.95.
@@ -32,11 +33,34 @@ class Metrics:
     per_class: dict[int, float]
 
 
+@dataclass(frozen=True)
+class Metrics:
+    """Quality of the predictions: where `boxes` overlap, and, of a segmentation model, where `masks` do."""
+
+    boxes: AveragePrecision
+    masks: AveragePrecision | None = None
+
+    @property
+    def fitness(self) -> AveragePrecision:
+        """What a model of its task is judged by."""
+        return self.masks or self.boxes
+
+
 class _Matcher:
     """Ultralytics' assignment of predictions to labels, without the rest of its validator."""
 
     iouv = torch.linspace(0.5, 0.95, 10)
     match = BaseValidator.match_predictions
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """The labels of an image: class (n,), corners (n, 4) in pixels, and, where there are polygons, masks (n, S / 4 * S / 4)
+    of 0 and 1."""
+
+    classes: Tensor
+    boxes: Tensor
+    masks: Tensor
 
 
 @torch.inference_mode()
@@ -58,8 +82,8 @@ def evaluate(
     of 160 by up to half a pixel.
 
     Args:
-        model: a detection model on `device`; set to evaluation mode and left so.
-        images: what to predict, with labels.
+        model: a detection or segmentation model on `device`; set to evaluation mode and left so.
+        images: what to predict, with labels; with polygons for a segmentation model.
         nc: number of classes.
         batch: images per forward pass.
         device: where the model is.
@@ -70,12 +94,14 @@ def evaluate(
     model.eval()
     end2end = bool(getattr(model, "end2end", False))
     max_det = max(max_det, *map(len, images.labels)) if len(images) else max_det
-    stats: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    boxes, masks = _Statistics(), _Statistics()
     for start in range(0, len(images), batch):
-        pixels = torch.from_numpy(np.array(images.pixels[start : start + batch])).to(device)
+        pixels = torch.from_numpy(images.read(slice(start, start + batch))).to(device)
         pixels = pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
+        predictions = model(pixels)[0]
+        predictions, prototypes = (predictions, None) if images.polygons is None else predictions
         found = non_max_suppression(
-            model(pixels),
+            predictions,
             conf,
             iou,
             nc=nc,
@@ -84,21 +110,47 @@ def evaluate(
             end2end=end2end,
             max_time_img=math.inf,  # its wall-clock limit silently drops images on a busy machine
         )
-        labels = images.labels[start : start + batch]
-        stats += [_matched(boxes.cpu(), truth, images.imgsz) for boxes, truth in zip(found, labels, strict=True)]
-    if not stats:
-        return Metrics(0.0, 0.0, {})
-    ap, classes = ap_per_class(*(np.concatenate(column) for column in zip(*stats, strict=True)))[5:7]
-    if not len(classes):
-        return Metrics(0.0, 0.0, {})
-    per_class = {int(c): float(row.mean()) for c, row in zip(classes, ap, strict=True)}
-    return Metrics(float(ap.mean()), float(ap[:, 0].mean()), per_class)
+        for index, detections in enumerate(found):
+            truth = _truth(images, start + index)
+            boxes.add(detections, truth, box_iou(truth.boxes.to(device), detections[:, :4]))
+            if prototypes is not None:
+                shape = (images.imgsz, images.imgsz)
+                drawn = process_mask(prototypes[index], detections[:, 6:], detections[:, :4], shape)
+                masks.add(detections, truth, mask_iou(truth.masks.to(device), drawn.flatten(1).float()))
+    return Metrics(boxes.precision(), None if images.polygons is None else masks.precision())
 
 
-def _matched(found: Tensor, truth: Labels, imgsz: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of one image: hits (n, 10) at the ten IoU thresholds, confidences (n,), predicted and true classes."""
-    classes, boxes = torch.from_numpy(truth[:, 0]), xywh2xyxy(torch.from_numpy(truth[:, 1:])) * imgsz
-    hits = np.zeros((len(found), len(_Matcher.iouv)), dtype=bool)
-    if len(found) and len(truth):
-        hits = _Matcher().match(found[:, 5], classes, box_iou(boxes, found[:, :4])).numpy()
-    return hits, found[:, 4].numpy(), found[:, 5].numpy(), truth[:, 0]
+def _truth(images: Images, row: int) -> _Truth:
+    """The labels of an image, those with polygons as Ultralytics' validation has them: by size, the largest first, each
+    mask only where no smaller object covers it."""
+    labels, side = images.labels[row], images.imgsz
+    polygons = [] if images.polygons is None else images.polygons[row]
+    mask, order = overlap_mask(polygons, side, exact=True)
+    if images.polygons is not None:
+        labels = labels[order]
+    masks = torch.from_numpy(mask.reshape(1, -1) == np.arange(1, len(order) + 1)[:, None]).float()
+    return _Truth(torch.from_numpy(labels[:, 0]), xywh2xyxy(torch.from_numpy(labels[:, 1:])) * side, masks)
+
+
+class _Statistics:
+    """What average precision is computed from: hits, confidences and classes of all predictions, and the true classes."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, found: Tensor, truth: _Truth, overlap: Tensor) -> None:
+        """Take in an image: detections (n, 6 and more) as NMS returns them, and their overlap (labels, n) with the truth."""
+        found = found.cpu()
+        hits = np.zeros((len(found), len(_Matcher.iouv)), dtype=bool)
+        if overlap.numel():
+            hits = _Matcher().match(found[:, 5], truth.classes, overlap.cpu()).numpy()
+        self._rows.append((hits, found[:, 4].numpy(), found[:, 5].numpy(), truth.classes.numpy()))
+
+    def precision(self) -> AveragePrecision:
+        if not self._rows:
+            return AveragePrecision(0.0, 0.0, {})
+        ap, classes = ap_per_class(*(np.concatenate(column) for column in zip(*self._rows, strict=True)))[5:7]
+        if not len(classes):
+            return AveragePrecision(0.0, 0.0, {})
+        per_class = {int(c): float(row.mean()) for c, row in zip(classes, ap, strict=True)}
+        return AveragePrecision(float(ap.mean()), float(ap[:, 0].mean()), per_class)

@@ -154,8 +154,20 @@ class Secret(Sound):
 class Shy(Sound):
     def __init__(self, c1: int, c2: int, depth: int = 1, **options: int) -> None:
         super().__init__(c1, c2, depth, **options)
-        self.act = nn.SiLU()
-        self.helper = lambda x: x
+        self.doubled = 2 * self.enter.weight
+
+
+class Hoarder(Sound):
+    def fuse(self) -> None:
+        if not isinstance(self.norm, nn.Identity):
+            scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
+            self.shift = (self.norm.bias - self.norm.running_mean * scale).detach().reshape(-1, 1, 1)
+            self.enter.weight.data *= scale.reshape(-1, 1, 1, 1)
+            self.norm = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.enter(x))
+        return self.act(self.parts(y + self.shift if hasattr(self, "shift") else y))
 
 
 class Foreign(Sound):
@@ -242,7 +254,8 @@ FAULTY = [
     (Lossy, ["after fuse() the output is another by up to"]),
     (Another, ["fuse() gives another module: it must change the block in place"]),
     (Secret, ["a new block with the same state_dict gives another output by up to"]),
-    (Shy, ["cannot be pickled, so no checkpoint could hold it: "]),
+    (Hoarder, ["a new fused block with the same state_dict gives another output by up to"]),
+    (Shy, ["raises when copied, as trainings and exports do: RuntimeError: Only Tensors created explicitly by the user"]),
     (Foreign, ["'norm.bias' differs between two blocks made from one seed: draw from torch's own generator"]),
     (Restless, ["a second pass in eval mode gives another output by up to"]),
     (Strict, ["raises under bfloat16 autocast: RuntimeError: index_add_(): self (Float) and source (BFloat16)"]),

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from nas.dataset import builtin
+from nas.dataset import builtin, scenes
 from nas.dataset.builtin import SPLITS, builtin_dataset, cache_root
 from nas.dataset.description import Dataset, read_dataset
-from nas.dataset.labels import read_labels
+from nas.dataset.labels import read_labels, read_polygons
 from nas.dataset.scenes import CLASSES, SIDE, draw_scene
 from nas.errors import InputError
 
@@ -55,7 +55,7 @@ def test_the_pixels_are_those_of_this_name():
     # Scores of different drawings must not be compared: whoever changes what is drawn gives `builtin._NAME` a new number.
     drawn = hashlib.sha256()
     for index in range(12):
-        image, boxes = draw_scene(np.random.default_rng([builtin._SEED, 0, index]))
+        image, boxes, _ = draw_scene(np.random.default_rng([builtin._SEED, 0, index]))
         drawn.update(image.tobytes() + "".join(f"{value:.6f} " for row in boxes for value in row).encode())
     assert (builtin._NAME, drawn.hexdigest()[:16]) == ("shapes-v1", "a68754629f5b9d01")
 
@@ -70,10 +70,10 @@ def test_a_set_that_another_process_finished_first_is_kept(tmp_path, monkeypatch
     monkeypatch.setattr(builtin, "SPLITS", {"train": 2, "val": 1})
     build = builtin._build
 
-    def slower(folder: Path) -> None:
+    def slower(folder: Path, name: str) -> None:
         monkeypatch.setattr(builtin, "_build", build)
         (builtin_dataset(tmp_path).parent / "kept").touch()
-        build(folder)
+        build(folder, name)
 
     monkeypatch.setattr(builtin, "_build", slower)
     assert (builtin_dataset(tmp_path).parent / "kept").is_file()
@@ -118,6 +118,40 @@ def test_boxes_are_tight_around_crosses(dataset):
             errors.append(np.abs(found - [x - width / 2, y - height / 2, x + width / 2, y + height / 2]).max())
     assert len(errors) > 100
     assert np.median(errors) <= 2  # pixels
+
+
+def test_with_polygons_it_is_the_same_set(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(builtin, "SPLITS", {"train": 60, "val": 4})
+    yaml = builtin_dataset(tmp_path, polygons=True)
+    dataset = read_dataset(yaml, polygons=True)
+    assert dataset.names == CLASSES
+    off, holes = [], 0
+    for image in dataset.train:
+        twin = built.parent / image.relative_to(yaml.parent)
+        assert image.read_bytes() == twin.read_bytes()
+        boxes, polygons = read_labels(twin, dataset.nc), read_polygons(image, dataset.nc)
+        assert read_labels(image, dataset.nc)[:, 0].tolist() == boxes[:, 0].tolist()
+        for (label, *box), polygon in zip(boxes, polygons, strict=True):
+            low, high = polygon.min(0), polygon.max(0)
+            off.append(np.abs([*(low + high) / 2, *(high - low)] - np.array(box)) * SIDE)
+            holes += CLASSES[int(label)] == "ring"
+    assert holes > 10
+    assert np.max(off) <= 1.01  # pixels: an outline runs through the middles of an object's outermost pixels
+
+
+def test_an_outline_drawn_again_is_the_object(monkeypatch):
+    seen = []
+    monkeypatch.setattr(scenes, "_outline", lambda visible, trace=scenes._outline: seen.append((visible, trace(visible))))
+    for index in range(20):
+        draw_scene(np.random.default_rng([1, index]))
+    shares = []
+    for visible, outline in seen:
+        drawn = np.zeros((SIDE, SIDE), np.uint8)
+        cv2.fillPoly(drawn, [(outline * SIDE).astype(np.int32)], 1)
+        shares.append((drawn.astype(bool) & visible).sum() / (drawn.astype(bool) | visible).sum())
+    assert len(shares) > 60
+    assert np.min(shares) > 0.9
+    assert np.median(shares) == 1.0
 
 
 def test_an_incomplete_set_is_built_again(built, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.dataset.description import Dataset, read_dataset
-from nas.dataset.labels import label_path, read_labels
+from nas.dataset.labels import label_path, read_labels, read_polygons
 from nas.errors import InputError
 
 YAML = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
@@ -102,6 +102,44 @@ def test_labels_boxes_polygons_background(tmp_path):
     assert len(read_labels(image, 2)) == 1
 
 
+TRIANGLE = "0 0.1 0.2 0.5 0.2 0.5 0.8\n"
+
+
+def test_polygons_are_kept_where_they_are_asked_for(tmp_path):
+    image, label = tmp_path / "images" / "a.jpg", tmp_path / "labels" / "a.txt"
+    assert read_polygons(image, 2) == []
+    write(label, f"{TRIANGLE}\n1 0.2 0.2 0.4 0.2 0.4 0.6 0.2 0.6\n{TRIANGLE}")
+    polygons = read_polygons(image, 2)
+    assert [len(polygon) for polygon in polygons] == [3, 4]  # of equal ones the first, in the order of their boxes
+    np.testing.assert_allclose(polygons[0], [(0.1, 0.2), (0.5, 0.2), (0.5, 0.8)], rtol=1e-6)
+    for (_, x, y, w, h), polygon in zip(read_labels(image, 2), polygons, strict=True):
+        np.testing.assert_allclose([*polygon.min(0), *polygon.max(0)], [x - w / 2, y - h / 2, x + w / 2, y + h / 2], atol=1e-6)
+
+
+def test_segmentation_refuses_boxes_in_one_line(tmp_path):
+    yaml = make(tmp_path)
+    assert read_dataset(yaml).problems == ()
+    with pytest.raises(InputError) as caught:
+        read_dataset(yaml, polygons=True)
+    first = tmp_path / "labels/train/0.txt"
+    assert caught.value.message == f"{first}:1: a box, where segmentation needs a polygon (and so in 4 other files)"
+    assert "class x1 y1 x2 y2 x3 y3" in caught.value.hint
+    assert "yolo11n.yaml" in caught.value.hint
+    with pytest.raises(InputError, match=r"0\.txt:1: a box"):
+        read_polygons(tmp_path / "images/train/0.jpg", 2)
+
+
+def test_a_few_boxes_among_polygons_are_left_out_and_said(tmp_path):
+    yaml = make(tmp_path, train=197, val=3, label=TRIANGLE)
+    write(tmp_path / "labels/train/7.txt", GOOD)
+    dataset = read_dataset(yaml, polygons=True)
+    assert len(dataset.train) == 196
+    assert len(dataset.problems) == 1
+    assert "7.txt:1: a box, where segmentation needs a polygon; the image is left out" in dataset.problems[0]
+    assert dataset.digest == read_dataset(yaml).digest
+    assert len(read_dataset(yaml).train) == 197  # a detection search takes both
+
+
 @pytest.mark.parametrize(
     ("row", "message", "cure"),
     [
@@ -151,7 +189,7 @@ def test_a_bad_row_names_file_line_and_cure(tmp_path, row, message, cure):
         (YAML.replace("images/val", "gone.txt"), "gone.txt.jpg: no such image", "correct these"),
         ("path: gone\ndownload: https://x/y.zip\n" + YAML, "gone/images/train", "nas downloads nothing"),
         ("path: [a]\n" + YAML, "data.yaml:1: 'path' must be", "quotation marks"),
-        (YAML + "kpt_shape: [17, 3]\n", "data.yaml:4: a dataset of keypoints", "detection dataset"),
+        (YAML + "kpt_shape: [17, 3]\n", "data.yaml:4: a dataset of keypoints", "boxes or polygons"),
         (YAML + "channels: 10\n", "data.yaml:4: images of 10 channels", "colour images"),
         (YAML + "a: [1, 2\nb: 3\n", "data.yaml:5: ", "YAML"),
         (YAML + "a: &x [1]\nb: *x\n", "data.yaml:5: alias", "write the value out"),

@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from ultralytics import YOLO
 
 from nas.dataset.description import read_dataset
 from nas.dataset.labels import read_labels
 from nas.errors import InputError, NasError, UnreachableError
-from nas.execution.work import TrainJob, train
+from nas.execution.work import TrainJob, price, train, try_weights
 from nas.seeds import derive
 from nas.space.architecture import model_yaml
 from nas.space.reader import whole_skeleton
@@ -55,7 +56,7 @@ def trained(job: TrainJob, trial: int) -> tuple[dict, list]:
     """What a trial of seed 0 tells, without what may differ between two executions."""
     reports: list = []
     told = train(asdict(job), derive(0, trial, "train"), reports.append)
-    assert set(told) == {"map", "map50", "loss_curve", "epochs", "seconds", "precision", "pid"}
+    assert set(told) == {"map", "map50", "box_map", "loss_curve", "epochs", "seconds", "precision", "pid"}
     for each in (told, *reports):
         assert each.pop("seconds") > 0
     assert told.pop("pid") > 0
@@ -93,7 +94,43 @@ def test_equal_seeds_repeat_and_others_do_not(job: TrainJob) -> None:
     assert trained(job, 1) == (first, reports)
     assert trained(job, 2)[0]["loss_curve"] != first["loss_curve"]
     assert reports == [{"epoch": i + 1, "epochs": 2, "loss": loss} for i, loss in enumerate(first["loss_curve"])]
-    assert 0 <= first["map"] <= first["map50"] <= 1 and first["epochs"] == 2
+    assert 0 <= first["map"] <= first["map50"] <= 1 and first["epochs"] == 2 and first["box_map"] == first["map"]
+
+
+def test_a_checkpoint_is_where_training_starts(job: TrainJob, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    YOLO("yolo11n.yaml").save(tmp_path / "stock.pt")
+    start = replace(job, weights=str(tmp_path / "stock.pt"), epochs=1)
+    first = train(asdict(start), 7, lambda report: None)
+    assert first["transferred"] == (493, 499)  # other classes than the checkpoint's
+    again = train(asdict(start), 7, lambda report: None)
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    scratch = train(asdict(replace(start, weights=None)), 7, lambda report: None)
+    assert scratch["loss_curve"] != first["loss_curve"] and "transferred" not in scratch
+    told = try_weights({"model": job.model, "weights": start.weights}, 0, lambda report: None)
+    assert told == {"transferred": (493, 499)}
+    wrong = try_weights({"model": job.model, "weights": job.data}, 0, lambda report: None)
+    assert "not a checkpoint" in wrong["fault"] and wrong["cure"]
+    # a head of another width is what is timed, since it is what is trained
+    payload = {"model": job.model, "target": "cpu:torch", "imgsz": 32}
+    params = [price(payload | more, 0, lambda report: None)["params"] for more in ({}, {"weights": start.weights})]
+    assert params[1] > params[0]
+
+
+def test_a_segmentation_model_is_scored_by_its_masks(job: TrainJob, tmp_path: Path) -> None:
+    shutil.copytree(Path(job.data).parent, tmp_path / "data")
+    for label in (tmp_path / "data" / "labels").rglob("*.txt"):
+        kind, *box = label.read_text().split()
+        x, y = float(box[0]) - 0.25, float(box[1]) - 0.25
+        label.write_text(f"{kind} {x} {y} {x + 0.5} {y} {x + 0.5} {y + 0.5} {x} {y + 0.5}\n")
+    space = whole_skeleton("yolo11n-seg.yaml")
+    model = model_yaml(space.skeleton, space.baseline, 2)
+    segment = replace(job, model=model, data=str(tmp_path / "data" / "data.yaml"), root=str(tmp_path / "data"), epochs=12)
+    told = train(asdict(segment), 0, lambda report: None)
+    assert 0.1 < told["map"] <= told["map50"] <= 1 and told["box_map"] > 0.1
+    assert told["map"] != told["box_map"]
+    with pytest.raises(InputError, match="a box, where segmentation needs a polygon"):
+        train(asdict(replace(job, model=model)), 0, lambda report: None)
 
 
 @pytest.mark.parametrize(

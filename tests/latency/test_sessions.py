@@ -15,8 +15,9 @@ from nas.execution import work
 from nas.latency.measure import measure
 from nas.latency.runtimes import SESSIONS, Session
 from nas.latency.target import Target
-from nas.space.architecture import model_yaml
+from nas.space.architecture import Architecture, model_yaml
 from nas.space.reader import read_space
+from nas.space.skeleton import read_skeleton
 from nas.yolo.build import build, inference_form, parameters
 from nas.yolo.stage import Stage
 
@@ -62,14 +63,30 @@ def test_a_session_computes_what_the_model_does(model: nn.Module, kind: str, bat
     for image in images:
         with torch.no_grad():
             expected = model(torch.from_numpy(image))[0].numpy()
-        seen.append(session.infer(image))
+        seen += session.infer(image)
         session.run()
         assert seen[-1].shape == expected.shape == (batch, 7, 84)
         limit = 1e-3 if kind.startswith("cpu") else 3e-2
         for part in (slice(4), slice(4, None)):  # boxes in pixels, probabilities
             assert np.abs(seen[-1][:, part] - expected[:, part]).max() <= limit * np.abs(expected[:, part]).max()
     assert not np.array_equal(*seen)
-    np.testing.assert_array_equal(session.infer(images[0]), seen[0])
+    np.testing.assert_array_equal(session.infer(images[0])[0], seen[0])
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[CUDA] * kind.startswith("cuda")) for kind in SESSIONS])
+def test_a_session_computes_masks_too(kind: str) -> None:
+    skeleton = read_skeleton("yolo11n-seg.yaml")
+    torch.manual_seed(0)
+    model = build(model_yaml(skeleton, Architecture(skeleton.name), nc=3)).eval()
+    session = SESSIONS[kind](inference_form(model), Target(kind), IMGSZ)
+    image = np.random.default_rng(0).random((1, 3, IMGSZ, IMGSZ), np.float32)
+    with torch.no_grad():
+        expected = [tensor.numpy() for tensor in model(torch.from_numpy(image))[0]]
+    got = session.infer(image)
+    assert [output.shape for output in got] == [(1, 39, 84), (1, 32, 16, 16)]
+    limit = 1e-3 if kind.startswith("cpu") else 3e-2
+    for output, wanted in zip(got, expected, strict=True):
+        assert np.abs(output - wanted).max() <= limit * np.abs(wanted).max()
 
 
 def test_nothing_unfused_is_timed(model_of_blocks: dict, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +101,7 @@ def test_nothing_unfused_is_timed(model_of_blocks: dict, monkeypatch: pytest.Mon
             assert not model.training and not any(p.requires_grad for p in model.parameters())
             seen.update(target=target, imgsz=imgsz, params=parameters(model))
 
-        def infer(self, images: np.ndarray) -> np.ndarray:
+        def infer(self, images: np.ndarray) -> list[np.ndarray]:
             raise AssertionError
 
         def run(self) -> None:

@@ -21,7 +21,8 @@ FAULTS = [
     ("unknown skeleton", "skeleton: yolo11nn.yaml\n", 1, "'yolo11nn.yaml'", "did you mean 'yolo11n'?"),
     ("absurdly long skeleton", f"skeleton: {'a' * 5000}\n", 1, "no model YAML", "known: "),
     ("skeleton in a folder that is not there", "skeleton: no/yolo11n.yaml\n", 1, "'no/yolo11n.yaml'", "correct the path"),
-    ("skeleton of another task", "skeleton: yolo11n-seg.yaml\n", 1, "the last row is Segment, not a det", "end with Detect"),
+    ("skeleton of another task", "skeleton: yolo11n-pose.yaml\n", 1, "the last row is Pose, not a head of det", "nas yolo"),
+    ("skeleton without a task", "skeleton: yolov8n-world.yaml\n", 1, "the last row is WorldDetect, not", "nas yolo"),
     ("skeleton without slots", "skeleton: yolov6n.yaml\n", 1, "yolov6n.yaml has no slot", "version 5 or later"),
     ("no slots", "skeleton: yolo11n.yaml\n", 1, "no 'slots'", "backbone.P2"),
     ("slots is a list", TOP + "  - backbone.P4\n", 2, "no 'slots'", "backbone.P2"),
@@ -183,7 +184,8 @@ BROKEN_SKELETONS = [
         "another task",
         "backbone:\n  - [-1, 1, C2f, [8]]\nhead:\n  - [0, 1, C2f, [8]]\n  - [[1], 1, OBB, [nc, 1]]\n",
         5,
-        "the last row is OBB, not a detection head (nas searches detectors only: end with Detect or v10Detect)",
+        "the last row is OBB, not a head of detection or segmentation (nas searches these two; models of other tasks build, "
+        "train and export with: nas yolo)",
     ),
     ("nc is a word", "nc: x\nbackbone:\n  - [-1, 1, Conv, [8]]\nhead:\n  - [0, 1, Conv, [8]]\n", 1, "nc"),
 ]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from nas.errors import InputError
-from nas.space.reader import find_space, read_space, spaces_folder, whole_skeleton
+from nas.space.reader import find_space, read_space, whole_skeleton
 from nas.space.skeleton import read_skeleton
+from nas.space.source import shipped
 
 NAMES = (
     "backbone.P2 backbone.P3 backbone.P4 backbone.P5 neck.topdown.P4 neck.topdown.P3 neck.bottomup.P4 neck.bottomup.P5"
@@ -116,6 +117,25 @@ def test_slots_of_a_skeleton(name: str) -> None:
     assert [(slot.layer, slot.row.c1, slot.row.c2, slot.depth) for slot in skeleton.slots] == SLOTS[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("yolov8n", "detect"),
+        ("yolov10n", "detect"),
+        ("yolo11n-seg", "segment"),
+        ("yolo26n-seg", "segment"),
+        ("yolo26n-pose", "pose"),
+        ("yolo11n-obb", "obb"),
+        ("yolo26n-cls", "classify"),
+        ("yolo26n-sem", "semantic"),
+        ("yolo26n-depth", "depth"),
+        ("rtdetr-l", None),
+    ],
+)
+def test_the_last_row_says_what_a_model_is_for(name: str, task: str | None) -> None:
+    assert read_skeleton(f"{name}.yaml").task == task
+
+
 def test_a_second_slot_of_one_name_gets_a_number() -> None:
     slots = {slot.name: (slot.layer, slot.row.c1, slot.row.c2) for slot in read_skeleton("yolov9e.yaml").slots}
     assert slots["backbone.P4"] == (7, 512, 1024)
@@ -198,13 +218,13 @@ def test_models_of_other_tasks_can_be_looked_at() -> None:
 
 def test_a_shipped_space_is_meant_by_a_bare_name_only(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find_space("demo.yaml") == find_space("demo") == spaces_folder() / "demo.yaml"
+    assert find_space("demo.yaml") == find_space("demo") == shipped("search_spaces") / "demo.yaml"
     with pytest.raises(InputError, match=r"no search space 'typo/dir/demo.yaml'") as caught:
         find_space("typo/dir/demo.yaml")
     assert "correct the path" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("path", sorted(spaces_folder().glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(shipped("search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_spaces_read_and_say_where_heads_round_the_channels(path: Path) -> None:
     space = read_space(path)
     assert find_space(path.stem) == path

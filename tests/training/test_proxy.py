@@ -1,12 +1,16 @@
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 
 from nas.errors import InputError
-from nas.training.augment import Augmentation
+from nas.training import precision
+from nas.training.augment import Augmentation, Batches, generator_of
+from nas.training.precision import training_dtype
 from nas.training.proxy import (
     Average,
     DivergedError,
@@ -14,10 +18,10 @@ from nas.training.proxy import (
     Progress,
     Recipe,
     _optimizer,
-    _rate,
     train_proxy,
-    training_dtype,
 )
+from nas.training.recipe import Leg, legs_of, rate
+from nas.yolo.criterion import Criterion
 from nas.yolo.decode import Images
 
 Rectangles = Callable[[int, int, int], Images]
@@ -26,14 +30,35 @@ CPU = torch.device("cpu")
 
 def model_of(skeleton: str = "yolo11n.yaml", seed: int = 0) -> DetectionModel:
     torch.manual_seed(seed)
-    return DetectionModel(skeleton, ch=3, nc=3, verbose=False)
+    return (SegmentationModel if "seg" in skeleton else DetectionModel)(skeleton, ch=3, nc=3, verbose=False)
 
 
-def trained(model: DetectionModel, images: Images, epochs: int, report: Callable[[Progress], None] = print, **changes):
+def outlined(images: Images) -> Images:
+    """The same images; each box is a polygon too."""
+    corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)], np.float32) * images.imgsz
+    polygons = [[box[1:3] * images.imgsz + corners * box[3:] for box in label] for label in images.labels]
+    return Images(images.pixels, images.labels, polygons=polygons)
+
+
+def trained(
+    model: DetectionModel, images: Images, rungs: int | tuple[int, ...], report: Callable[[Progress], None] = print, **changes
+):
     held_out = changes.pop("held_out", images)
-    seed = changes.pop("seed", 0)
-    recipe = Recipe(**changes)
-    return train_proxy(model, images, held_out, nc=3, epochs=epochs, recipe=recipe, seed=seed, device=CPU, report=report)
+    seed, until, state = (changes.pop(word, default) for word, default in (("seed", 0), ("until", None), ("state", None)))
+    return train_proxy(
+        model,
+        images,
+        held_out,
+        nc=3,
+        rungs=rungs if isinstance(rungs, tuple) else (rungs,),
+        recipe=Recipe(**changes),
+        seed=seed,
+        device=CPU,
+        precision=torch.float32,
+        report=report,
+        until=until,
+        state=state,
+    )
 
 
 def test_it_learns(rectangles: Rectangles) -> None:
@@ -58,12 +83,35 @@ def test_equal_seeds_give_equal_results(rectangles: Rectangles) -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_fixed_weights_stay_and_all_others_move(rectangles: Rectangles) -> None:
-    model = model_of()
+@pytest.mark.parametrize(
+    ("skeleton", "fixed"),
+    [
+        ("yolo11n.yaml", ["model.23.dfl.conv.weight"]),
+        ("yolo11n-seg.yaml", ["model.23.dfl.conv.weight"]),
+        ("yolo26n-seg.yaml", []),
+    ],
+)
+def test_fixed_weights_stay_and_all_others_move(rectangles: Rectangles, skeleton: str, fixed: list[str]) -> None:
+    model, images = model_of(skeleton), rectangles(8, 64, 0)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    trained(model, rectangles(8, 64, 0), 1, batch=4)
+    trained(model, outlined(images) if "seg" in skeleton else images, 1, batch=4)
     still = [key for key, value in model.named_parameters() if torch.equal(value, before[key])]
-    assert still == ["model.23.dfl.conv.weight"]
+    # a one-to-one branch learns only on levels that an object was given to
+    assert [key for key in still if "one2one" not in key] == fixed
+    assert not [key for key in still if "one2one" in key and "cv3" in key]
+
+
+@pytest.mark.parametrize("skeleton", ["yolo11n-seg.yaml", "yolo26n-seg.yaml"])
+def test_masks_count_in_the_loss(rectangles: Rectangles, skeleton: str) -> None:
+    model = model_of(skeleton).train()
+    criterion = Criterion(model, 1)
+    batch = Batches(outlined(rectangles(4, 64, 0)), CPU).make(torch.arange(4), Augmentation(), generator_of(0))
+    predictions = model(batch["img"])
+    whole = criterion(predictions, batch)
+    assert whole.isfinite()
+    assert criterion(predictions, {**batch, "masks": batch["masks"] * 0}) != whole
+    none = {**batch, **{key: batch[key][:0] for key in ("cls", "bboxes", "batch_idx")}, "masks": batch["masks"] * 0}
+    assert criterion(predictions, none).isfinite()
 
 
 def test_a_diverged_training_stops_at_once(rectangles: Rectangles) -> None:
@@ -94,15 +142,96 @@ def test_fewer_images_than_a_batch_and_images_without_boxes(rectangles: Rectangl
     images = rectangles(3, 64, 0)
     empty = Images(images.pixels, [label[:0] for label in images.labels])
     assert trained(model_of(), empty, 1).map == 0.0
-    with pytest.raises(InputError, match="0 epochs"):
+    assert trained(model_of("yolo11n-seg.yaml"), outlined(empty), 1).map == 0.0
+    with pytest.raises(InputError, match="rungs of 0 epochs"):
         trained(model_of(), images, 0)
 
 
-def test_precision_is_asked_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    for features, dtype in (({"avx512_bf16": True}, torch.bfloat16), ({"avx512_f": True}, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=features: found, raising=False)
-        assert training_dtype(CPU) == dtype
-    assert training_dtype(torch.device("meta")) == torch.float32
+def test_precision_is_the_faster_one_and_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timed = {torch.float32: 1.0, torch.bfloat16: 0.6}
+    monkeypatch.setattr(precision, "step_seconds", lambda device, dtype: timed[dtype])
+    assert training_dtype(CPU, tmp_path) == torch.bfloat16
+    timed[torch.bfloat16] = 10.0  # a processor that only emulates it; or one that was busy during the second timing
+    assert training_dtype(CPU, tmp_path) == torch.bfloat16
+    assert training_dtype(CPU, tmp_path / "another machine") == torch.float32
+    for kept in (tmp_path / "precision").glob("*.json"):
+        kept.write_text("torn", encoding="utf-8")
+    assert training_dtype(CPU, tmp_path) == torch.float32
+
+
+def test_the_step_that_decides_is_a_real_one() -> None:
+    assert 0 < precision.step_seconds(CPU, torch.float32) < 10
+
+
+@pytest.mark.parametrize("skeleton", ["yolo11n.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize("killed_in", [1, 3])
+def test_a_training_taken_up_again_is_the_same_bit_for_bit(
+    rectangles: Rectangles, skeleton: str, killed_in: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas.training.proxy.STATE_SECONDS", 0.0)
+    images, how = rectangles(12, 64, 0), Augmentation(0.5, 0.2, 0.1, 0.5, 0.01, 0.3, 0.2)
+    more = {"batch": 4, "accumulate": 2, "augmentation": how}
+    whole = model_of(skeleton)
+    expected = trained(whole, images, (2, 4), **more)
+
+    def die(progress: Progress) -> None:
+        if progress.epoch == killed_in + 1:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "training.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        trained(model_of(skeleton), images, (2, 4), die, state=state, **more)
+    model = model_of(skeleton, seed=9)  # whatever it starts from
+    outcome = trained(model, images, (2, 4), state=state, **more)
+    assert outcome.resumed_at == killed_in
+    assert (outcome.map, outcome.loss_curve, outcome.epochs) == (expected.map, expected.loss_curve, 4)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values(), strict=True))
+    assert not state.exists()  # nothing is left to go on with
+
+
+def test_a_trial_paused_at_a_rung_climbs_to_the_next(rectangles: Rectangles, tmp_path: Path) -> None:
+    images, state = rectangles(8, 64, 0), tmp_path / "trial" / "training.safetensors"
+    whole, model = model_of(), model_of()
+    expected = trained(whole, images, (1, 2, 4), until=2, batch=4)
+    first = trained(model, images, (1, 2, 4), until=1, batch=4, state=state)
+    assert (first.epochs, first.resumed_at) == (1, 0)
+    assert state.stat().st_size < 4.2 * sum(t.nbytes for t in model.state_dict().values())
+    second = trained(model, images, (1, 2, 4), until=2, batch=4, state=state)
+    assert (second.epochs, second.resumed_at) == (2, 1)
+    assert (second.map, second.loss_curve) == (expected.map, expected.loss_curve)
+    with pytest.raises(InputError, match="the state of another training"):
+        trained(model, images, (1, 2, 4), batch=4, seed=1, state=state)
+    state.write_bytes(b"torn")
+    with pytest.raises(InputError, match="not the state of a training"):
+        trained(model, images, (1, 2, 4), batch=4, state=state)
+    with pytest.raises(InputError, match="no rung of 3 epochs"):
+        trained(model, images, (1, 2, 4), until=3)
+
+
+def test_half_the_batch_twice_as_often_is_nearly_the_same_step(rectangles: Rectangles) -> None:
+    images, recipe = rectangles(8, 64, 0), Recipe(batch=4)
+    assert (recipe.halved().batch, recipe.halved().accumulate) == (2, 2)
+    one, two = model_of(), model_of()
+    for model, how in ((one, recipe), (two, recipe.halved())):
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()  # its statistics are of a batch
+                module.train = lambda mode=True: None
+        trained(model, images, 1, batch=how.batch, accumulate=how.accumulate, augmentation=Augmentation())
+    moved = torch.cat([(a - b).flatten() for a, b in zip(one.parameters(), two.parameters(), strict=True)])
+    step = torch.cat([(a - b).flatten() for a, b in zip(one.parameters(), model_of().parameters(), strict=True)])
+    assert moved.norm() < 0.5 * step.norm()
+
+
+def test_rungs_rise_and_each_leg_has_the_whole_schedule() -> None:
+    assert legs_of((3, 9, 27)) == [Leg(0, 3), Leg(3, 9), Leg(9, 27)]
+    for wrong in ((), (0,), (3, 3), (9, 3)):
+        with pytest.raises(InputError, match="rungs of"):
+            legs_of(wrong)
+    recipe = Recipe(augmentation=Augmentation(mosaic=1.0, scale=0.5), close_mosaic=0.5)
+    leg = Leg(4, 8)
+    assert [leg.augmentation(epoch, recipe).mosaic for epoch in range(4, 8)] == [1.0, 1.0, 0.0, 0.0]
+    assert leg.augmentation(7, recipe).scale == 0.5
 
 
 def test_only_weights_of_convolutions_and_linear_layers_decay() -> None:
@@ -149,7 +278,7 @@ def test_average_of_weights_and_statistics(horizon: float, expected: list[float]
 
 def test_learning_rate_rises_then_falls() -> None:
     recipe = Recipe(warmup=0.1, final_lr=0.01)
-    rates = [_rate(step, 100, recipe) for step in range(100)]
+    rates = [rate(step, 100, recipe) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates.index(max(rates)) in {9, 10}
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.01, abs=0.002)
-    assert _rate(0, 1, recipe) == 1.0
+    assert rate(0, 1, recipe) == 1.0

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import nas
+from nas.blocks import user
 from nas.blocks.catalog import CATALOG, ROWS, BlockSpec, Knob
 from nas.blocks.exam import examine
 from nas.blocks.register import as_data, from_data, register, ultralytics_names
@@ -189,13 +190,6 @@ def test_names_of_ultralytics_are_read_without_it() -> None:
     from ultralytics.nn import tasks
 
     assert {name for name in vars(tasks) if not name.startswith("__")} <= ultralytics_names()
-
-
-def test_checkpoints_of_a_named_file_pass_safe_loading(blocks: Path, tmp_path: Path) -> None:
-    block = nas.load_blocks(blocks)[0].load()(8, 8)
-    torch.save(block, tmp_path / "block.pt")
-    refused = torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "block.pt")
-    assert not [name for name in refused if name.startswith("nas.")]
 
 
 # What a run folder keeps
@@ -380,6 +374,38 @@ def test_wrong_arguments_of_a_users_row_name_the_layer(blocks: Path) -> None:
             build(data)
         assert caught.value.message.startswith("layer 6: ")
         assert words in caught.value.message
+
+
+def test_a_checkpoint_holds_a_users_block_without_its_class(blocks: Path, tmp_path: Path) -> None:
+    from ultralytics.nn.tasks import torch_safe_load
+
+    from nas.yolo.build import build
+    from nas.yolo.checkpoints import save_checkpoint
+    from nas.yolo.weights import read_weights
+
+    path = tmp_path / "best.pt"
+    built = build(model(blocks, ratio=1.0, fast=True)).eval()
+    save_checkpoint(built, path, ["a", "b", "c"])
+    assert not [name for name in torch.serialization.get_unsafe_globals_in_checkpoint(path) if name.startswith("nas")]
+    loaded = torch_safe_load(str(path), safe_only=True)[0]["model"].float()
+    assert type(loaded.model[6].block) is type(built.model[6].block)
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(x)[0], built(x)[0], rtol=0.05, atol=1.0)  # kept in half precision, boxes in pixels
+    spec = CATALOG.pop("my_block")
+    del ROWS["MyBlock"], nas.user.FILES["my_blocks"], sys.modules["nas.user.my_blocks"]
+    for load in (lambda: torch_safe_load(str(path)), lambda: read_weights(path)):
+        with pytest.raises(InputError, match=r"needs the user block file my_blocks\.py"):
+            load()
+    register([spec])  # described, as in a run that is only looked at
+    with pytest.raises(InputError, match=r"needs the user block file my_blocks\.py"):
+        torch_safe_load(str(path))
+    user._loaded.clear()
+    del CATALOG["my_block"], ROWS["MyBlock"]
+    blocks.write_text(blocks.read_text().replace("nn.Conv2d(c1, c2, 1)", "nn.Conv2d(c1, c2, 3, padding=1)"))
+    nas.load_blocks(blocks)
+    with pytest.raises(InputError, match="block 'MyBlock' cannot be rebuilt: RuntimeError: ") as caught:
+        torch_safe_load(str(path))
+    assert caught.value.hint == "load the my_blocks.py that it was made with"
 
 
 def test_an_edited_file_is_another_model_to_the_latency_cache(blocks: Path) -> None:

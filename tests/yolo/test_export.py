@@ -17,7 +17,7 @@ from nas.export import write_winner
 from nas.review.record import Record, RunSummary
 from nas.space.architecture import KEEP, Architecture, model_yaml, place
 from nas.space.skeleton import Skeleton, read_skeleton
-from nas.yolo.build import build, export_onnx, inference_form
+from nas.yolo.build import build, export_onnx, inference_form, tensors
 
 SKELETON = read_skeleton("yolo11n.yaml")
 
@@ -231,6 +231,56 @@ def test_onnx_of_every_block_in_other_skeletons(tmp_path: Path, name: str, block
     export_onnx(model, tmp_path / "model.onnx", 96)
     images = torch.rand(1, 3, 96, 96)
     assert_equal(run_onnx(tmp_path / "model.onnx", images), outputs(model, images))
+
+
+def run_whole(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("yolo11n-seg", 2),
+        ("yolo26n-seg", 2),
+        ("yolo11n-pose", 1),
+        ("yolo11n-obb", 1),
+        ("yolo11n-cls", 1),
+        ("yolo26n-sem", 1),
+        *(pytest.param(f"{n}-seg", 2, marks=pytest.mark.slow) for n in ("yolov8n", "yolov9c", "yolo12n")),
+        *(pytest.param(f"yolo26n-{task}", 1, marks=pytest.mark.slow) for task in ("pose", "obb", "cls", "depth")),
+    ],
+)
+def test_every_output_of_every_task_is_exported(tmp_path: Path, name: str, count: int) -> None:
+    skeleton = read_skeleton(f"{name}.yaml")
+    model = trained(build(model_yaml(skeleton, placed(skeleton, {"backbone.P4": "repvit"}), 3)))
+    classes_of_pixels = name.endswith("-sem")
+    if classes_of_pixels:  # untrained, one class would win everywhere
+        with torch.no_grad():
+            model.model[-1].classifier[-1].bias -= model(torch.rand(1, 3, 64, 64)).mean((0, 2, 3))
+    fused = inference_form(model)
+    for dynamic in (False, True):
+        path = tmp_path / f"{dynamic}.onnx"
+        export_onnx(fused, path, 64, dynamic=dynamic)
+        for shape in ((1, 3, 64, 64), *([(2, 3, 96, 128)] if dynamic else [])):
+            images = torch.rand(shape)
+            got = run_whole(path, images)
+            with torch.no_grad():
+                expected = tensors(fused(images))
+                unfused = model(images)
+                while not isinstance(unfused, torch.Tensor):
+                    unfused = unfused[0]
+            assert list(got) == [f"output{index}" for index in range(count)]
+            for output, wanted in zip(got.values(), expected, strict=True):
+                assert output.shape == wanted.shape and wanted.float().std() > 0
+                difference = np.abs(output.astype(float) - wanted.numpy())
+                if classes_of_pixels:  # a tie may fall either way
+                    assert (difference > 0).mean() < 1e-3
+                else:
+                    assert difference.max() <= 1e-4 * wanted.abs().max()
+            if not name.endswith(("-sem", "-depth")):  # of these only the exported form is as large as the image
+                assert (expected[0] - unfused).abs().max() <= 1e-4 * unfused.abs().max()
 
 
 def test_ultralytics_exports_a_winner(tmp_path: Path) -> None:
