@@ -11,6 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nas.blocks.catalog import BlockSpec
+from nas.blocks.register import digest_of, file_of
+from nas.blocks.user import load_blocks
 from nas.config import Budget, RunConfig, parse_latency
 from nas.dataset.description import Dataset, read_dataset
 from nas.errors import InputError, UnreachableError, WeightsError
@@ -21,6 +24,7 @@ from nas.run import Run, writing
 from nas.runs import folder as folders
 from nas.session import run_session
 from nas.space.reader import find_space, read_space
+from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
 
 BUILT_IN = "built-in"
@@ -46,6 +50,7 @@ def search(
     seed: int = 0,
     weights: str | Path | None = None,
     name: str | None = None,
+    blocks: str | Path | Sequence[str | Path] = (),
     command: str | None = None,
     progress: Progress | None = None,
     **settings: Any,
@@ -63,6 +68,7 @@ def search(
         executor: `local` or `ray`.
         workers: trials trained at once; by default one per GPU, without a GPU one per core.
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
+        blocks: files with blocks of your own; their code runs, here and in the workers.
         settings: `epochs`, `batch`, `lr0`, `held_out` of the proxy trainings.
 
     Raises:
@@ -73,8 +79,10 @@ def search(
     gpus = cuda_devices() if device != "cpu" else 0
     if device == "cuda" and gpus == 0:
         raise UnreachableError("--device cuda: no CUDA device found", "use --device cpu")
-    path = find_space(str(space))
-    dataset = _dataset(BUILT_IN if data is None else str(data), read_space(path).skeleton)
+    path, files = find_space(str(space)), _paths(blocks)
+    own = load_blocks(*files)
+    asked = read_space(path)
+    dataset = _dataset(BUILT_IN if data is None else str(data), asked.skeleton)
     checkpoint = None if weights is None else _checkpoint(weights)
     measured_on = _target(target)
     config = RunConfig(
@@ -92,10 +100,13 @@ def search(
         weights=None if checkpoint is None else str(checkpoint),
         **settings,
     )
+    _admit(own, asked)
     command = command or "nas.search(…)"
     folder = folders.new_folder(name)
     with folders.removed_on_failure(folder), writing(folder):
         folders.write_space(folder, path)
+        if own:
+            folders.write_blocks(folder, own, files)
         folders.write_config(folder, config, command)
         digest = None if checkpoint is None else _digest(checkpoint)
         folders.write_manifest(folder, dataset.digest, dataset.names, measured_on.stamp(), digest)
@@ -103,15 +114,24 @@ def search(
         return run_session(folder, config, dataset, progress or Quiet(), command)
 
 
-def resume(run: str | Path, *, add_budget: str | None = None, progress: Progress | None = None, **changes: Any) -> Run:
+def resume(
+    run: str | Path,
+    *,
+    add_budget: str | None = None,
+    blocks: str | Path | Sequence[str | Path] = (),
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Run:
     """Go on with a run that was interrupted, killed or has spent its budget.
 
     Args:
         add_budget: more of the same kind of budget.
+        blocks: the block files that the run began with; its own copies, equal to them, are what runs.
         changes: fields of `RunConfig` that may change: `budget`, `max_latency_ms`, `workers`, `executor`.
 
     Raises:
-        InputError: no such run, its dataset or checkpoint has changed, or the budget is of another kind.
+        InputError: no such run, its dataset or checkpoint has changed, the budget is of another kind, or a block file is not
+            named.
     """
     folder = folders.find_folder(str(run))
     config, command = folders.read_config(folder)
@@ -119,6 +139,7 @@ def resume(run: str | Path, *, add_budget: str | None = None, progress: Progress
     if add_budget is not None:
         config = replace(config, budget=Budget.parse(config.budget).plus(Budget.parse(add_budget)).text)
     _target(config.target)
+    _load_again(folder, _paths(blocks))
     dataset = _dataset(config.data, read_space(folder / "space.yaml").skeleton)
     manifest = folders.read_manifest(folder)
     if dataset.digest != manifest["data_digest"]:
@@ -126,6 +147,36 @@ def resume(run: str | Path, *, add_budget: str | None = None, progress: Progress
     if config.weights is not None and _digest(_checkpoint(config.weights)) != manifest.get("weights_digest"):
         raise InputError(f"{config.weights}: has changed since {folder} began", "restore the file, or start a new run")
     return run_session(folder, config, dataset, progress or Quiet(), command)
+
+
+def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One file or several."""
+    return [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
+
+
+def _admit(own: Sequence[BlockSpec], space: SearchSpace) -> None:
+    """Examine the user's blocks that a space may hold, before anything is paid for them. Raises InputError."""
+    if not own:
+        return
+    used = {block for choices in space.slots for block in choices.blocks}
+    if not used & {spec.name for spec in own}:
+        names = ", ".join(spec.name for spec in own)
+        raise InputError(f"no slot of {space.source} may hold a block of {file_of(own[0])}", f"add one to a slot: {names}")
+    from nas.blocks.exam import admit  # noqa: PLC0415  (torch)
+
+    admit([spec for spec in own if spec.name in used], space)
+
+
+def _load_again(folder: Path, files: Sequence[Path]) -> None:
+    """Load a run's own copies of its block files, if `files` names each of them or the file that it is a copy of."""
+    kept = {digest_of(path): path for path in folders.block_files(folder)}
+    named = {digest_of(path): path for path in files}
+    if strange := [path for digest, path in named.items() if digest not in kept]:
+        raise InputError(f"{strange[0]} is no block file that {folder} began with", f"type: {folders.resume_command(folder)}")
+    if missing := [path for digest, path in kept.items() if digest not in named]:
+        what = f"{folder} needs the block file {missing[0].name}, whose code runs only if you name it"
+        raise InputError(what, f"type: {folders.resume_command(folder)}")
+    load_blocks(*kept.values())
 
 
 def _target(name: str) -> Target:

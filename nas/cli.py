@@ -51,6 +51,11 @@ def cli() -> None:
     """Neural architecture search over block placements in YOLO detectors."""
 
 
+_blocks = click.option(
+    "--blocks", multiple=True, metavar="FILE", help="Python file with blocks of your own; its code runs. Repeatable."
+)
+
+
 @cli.command()
 @click.option("--data", metavar="YAML", help="Ultralytics dataset; without it the built-in set is used.")
 @click.option("--budget", default="30min", show_default=True, help="64gpu-h, 30gpu-min, 2h, 30min or 20trials.")
@@ -68,6 +73,7 @@ def cli() -> None:
 @click.option("--weights", metavar="FILE", help="Checkpoint of the skeleton (.pt): what an architecture kept starts from it.")
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
+@_blocks
 @click.option("--name", help="Folder under results/.  [default: search, search2, …]")
 @click.option("--resume", metavar="RUN", help="Go on with a run; --budget, --max-latency, --workers and --executor may change.")
 @click.option("--add-budget", metavar="BUDGET", help="With --resume: so much more.")
@@ -81,7 +87,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
     from nas import api  # noqa: PLC0415  (a command pays for its own imports)
     from nas.config import parse_latency, parse_settings  # noqa: PLC0415
     from nas.review.progress import progress  # noqa: PLC0415
-    from nas.runs.folder import command_line  # noqa: PLC0415
+    from nas.runs.folder import command_line, resume_command  # noqa: PLC0415
 
     quiet, again, add = options.pop("quiet"), options.pop("resume"), options.pop("add_budget")
     settings = parse_settings(options.pop("settings"))
@@ -95,7 +101,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
     else:
         given = {k for k in options if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
         given |= set(settings)
-        if fixed := sorted(given - {"budget", "max_latency", "workers", "executor"}):
+        if fixed := sorted(given - {"budget", "max_latency", "workers", "executor", "blocks"}):
             flag = f"--{fixed[0].replace('_', '-')}"
             raise InputError(f"{flag} cannot change in a resumed run", "leave it out, or start a new run")
         changes = {k: options[k] for k in given}
@@ -104,7 +110,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
         run = api.resume(again, add_budget=add, progress=view, **changes)
     _show(run)
     if run.stopped_because == "interrupted":
-        click.echo(f"interrupted; go on with: nas search --resume {run.folder}", err=True)
+        click.echo(f"interrupted; go on with: {resume_command(run.folder)}", err=True)
         ctx.exit(130)
     if not run.front:
         click.echo("no feasible trial finished; give it more budget with --resume and --add-budget", err=True)
@@ -145,29 +151,43 @@ def space() -> None:
 
 
 @space.command("check")
-@click.argument("file")
+@click.argument("file", required=False)
+@_blocks
 @click.option("--imgsz", type=click.IntRange(32, 4096), default=640, show_default=True, help="For the memory of attention.")
-def space_check(file: str, imgsz: int) -> None:
-    """Say every fault of a search space with its line, or that there is none."""
+def space_check(file: str | None, blocks: tuple[str, ...], imgsz: int) -> None:
+    """Say every fault of a search space with its line, or that there is none; examine blocks of your own."""
+    from nas.blocks.user import load_blocks  # noqa: PLC0415
     from nas.space.memory import attention_notes  # noqa: PLC0415
     from nas.space.reader import find_space, read_space  # noqa: PLC0415
 
-    found = read_space(find_space(file))
-    for note in (*found.notes, *attention_notes(found, imgsz)):
-        click.echo(f"note: {note}")
-    click.echo(f"{found.source}: fine; {found.size:,} architectures of {found.skeleton.name}")
+    if file is None and not blocks:
+        raise click.UsageError("nothing to check: name a search space, or --blocks FILE")
+    own = load_blocks(*blocks)
+    found = None if file is None else read_space(find_space(file))
+    if found is not None:
+        for note in (*found.notes, *attention_notes(found, imgsz)):
+            click.echo(f"note: {note}")
+        click.echo(f"{found.source}: fine; {found.size:,} architectures of {found.skeleton.name}")
+    if own:
+        from nas.blocks.exam import admit  # noqa: PLC0415  (torch)
+
+        for report in admit(own, found):
+            click.echo(f"{report.row}: fine; {report.checks} checks in {report.seconds:.1f} s")
 
 
 @space.command("show")
 @click.argument("file")
 @click.option("--params", is_flag=True, help="Build the models and list their parameters instead.")
-def space_show(file: str, params: bool) -> None:
+@_blocks
+def space_show(file: str, params: bool, blocks: tuple[str, ...]) -> None:
     """List the slots of a search space (or of a model YAML) and what each may hold."""
+    from nas.blocks.user import load_blocks  # noqa: PLC0415
     from nas.review.params_table import params_table  # noqa: PLC0415
     from nas.review.space_table import slots_table  # noqa: PLC0415
     from nas.space.reader import find_space, read_space, whole_skeleton  # noqa: PLC0415
     from nas.space.skeleton import is_model  # noqa: PLC0415
 
+    load_blocks(*blocks)
     shown = whole_skeleton(file) if is_model(file) else read_space(find_space(file))
     if not params:
         _print(slots_table(shown))
@@ -178,14 +198,17 @@ def space_show(file: str, params: bool) -> None:
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
+@_blocks
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def yolo(arguments: tuple[str, ...]) -> None:
+def yolo(arguments: tuple[str, ...], blocks: tuple[str, ...]) -> None:
     """Ultralytics' own command line, with the blocks of nas registered and its models (`nas space show NAME`) known by name."""
+    from nas.blocks.user import load_blocks  # noqa: PLC0415
     from nas.space.skeleton import shipped_model  # noqa: PLC0415
 
     sys.argv = ["yolo", *map(shipped_model, arguments)]  # Ultralytics reads it while it is imported
     from nas.yolo.command import entrypoint  # noqa: PLC0415
 
+    load_blocks(*blocks)
     entrypoint()
 
 

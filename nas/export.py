@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from nas.blocks.catalog import CATALOG
+from nas.blocks.register import file_of
 from nas.files import write_whole
 from nas.review.record import Record, RunSummary, printable
 from nas.space.architecture import Architecture, model_yaml
@@ -38,6 +40,12 @@ def write_winner(
     latency = f"{record.latency_ms:.3f} ms" if record.latency_ms is not None else "unknown"
     weights, fidelity = printable(summary.weights), printable(summary.fidelity)
     load, pretrained = (f'.load("{weights}")', f" pretrained={weights}") if weights else ("", "")
+    placed = [CATALOG[p.block] for p in architecture.placements if p.block in CATALOG]
+    files = sorted({file_of(spec) for spec in placed if spec.digest})
+    loading = (
+        [f"             nas.load_blocks({', '.join(map(repr, files))})   # from the run's blocks/; runs it"] if files else []
+    )
+    flags = "".join(f" --blocks {file}" for file in files)
     head = [
         f"{architecture.id}: trial {record.trial} of run {printable(summary.name)}, found by nas in {summary.skeleton}",
         "placements",
@@ -47,9 +55,10 @@ def write_winner(
         "",
         "it needs:    nas, from its own repository; its distribution is yolo-placement-search (not `pip install nas`)",
         "train it:    import nas.yolo                # teaches Ultralytics the blocks below",
+        *loading,
         "             from ultralytics import YOLO",
         f'             YOLO("{path.name}"){load}.train(data=…, epochs=…)',
-        f"or:          nas yolo train model={path.name}{pretrained} data=… epochs=…",
+        f"or:          nas yolo{flags} train model={path.name}{pretrained} data=… epochs=…",
     ]
     write_whole(path, model_text(model_yaml(skeleton, architecture, nc), head))
 

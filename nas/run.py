@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from nas.blocks.register import register
 from nas.config import Budget, RunConfig
 from nas.errors import InputError
 from nas.export import write_winner
@@ -33,6 +34,8 @@ class Run:
 
     @cached_property
     def space(self) -> SearchSpace:
+        """Needs no code of the user's: what it says of their blocks, the run folder describes."""
+        register(folders.read_blocks(self.folder))
         return read_space(self.folder / "space.yaml")
 
     @cached_property

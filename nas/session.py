@@ -47,6 +47,7 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
         folders.write_config(folder, config, command)
         store = Store(folder, create=not (folder / "study.db").is_file())
         space = read_space(folder / "space.yaml")
+        blocks = [str(path.absolute()) for path in folders.block_files(folder)]
         ledger = Ledger(Budget.parse(config.budget), store)
         checkpoint = folders.read_manifest(folder).get("weights_digest")
         prices = LatencyCache(cache_root() / "latency", Target.parse(config.target), checkpoint)
@@ -63,7 +64,7 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
                 with contextlib.closing(_executor(config, folder)) as executor, progress:
                     if config.weights is not None:
                         model = model_yaml(space.skeleton, space.baseline, dataset.nc)
-                        fitting, seconds = _try_weights(WeightsJob(model, config.weights), executor, folder)
+                        fitting, seconds = _try_weights(WeightsJob(model, config.weights, blocks), executor, folder)
                         store.add_seconds(lane=seconds)
                         log.info(fitting)
                         progress.say(fitting)
@@ -75,10 +76,11 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
                         executor=executor,
                         prices=prices,
                         ledger=ledger,
-                        jobs=_jobs(config, dataset),
+                        jobs=_jobs(config, dataset, blocks),
                         folder=folder,
                         watch=progress,
                         record=record,
+                        blocks=blocks,
                     )
                     with _interruptible(study):
                         store.put_fact("stopped_because", study.run())
@@ -127,7 +129,7 @@ def _try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str
     return f"the skeleton: {count} of {of} tensors from {Path(job.weights).name}", event.seconds
 
 
-def _jobs(config: RunConfig, dataset: Dataset) -> Callable[[dict[str, Any]], TrainJob]:
+def _jobs(config: RunConfig, dataset: Dataset, blocks: list[str]) -> Callable[[dict[str, Any]], TrainJob]:
     threads = threads_per_worker(config.workers, config.device)
 
     def job(model: dict[str, Any]) -> TrainJob:
@@ -145,6 +147,7 @@ def _jobs(config: RunConfig, dataset: Dataset) -> Callable[[dict[str, Any]], Tra
             device=config.device,
             threads=threads,
             weights=config.weights,
+            blocks=blocks,
         )
 
     return job

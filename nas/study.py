@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Study:
         folder: the run folder, for post-mortems.
         watch: called whenever something changed, at least twice a second.
         record: called after every finished trial.
+        blocks: the user's block files that the space needs.
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class Study:
         folder: Path,
         watch: Callable[[Status], None],
         record: Callable[[], None],
+        blocks: Sequence[str] = (),
     ) -> None:
         self._config, self._space, self._nc, self._store = config, space, nc, store
         self._executor, self._prices, self._ledger = executor, prices, ledger
         self._jobs, self._folder, self._watch, self._record = jobs, folder, watch, record
+        self._blocks = list(blocks)
         self._seen: set[str] = set()
         self._queue: deque[int] = deque()
         self._pricing: dict[str, int] = {}
@@ -239,7 +242,7 @@ class Study:
     def _price_attempt(self, model: dict[str, Any]) -> Attempt:
         # The baseline stands in every report: it is measured well also where it is far over the limit.
         limit = None if model == self._model(self._space.baseline) else self._config.max_latency_ms
-        job = PriceJob(model, self._config.target, self._config.imgsz, limit, weights=self._config.weights)
+        job = PriceJob(model, self._config.target, self._config.imgsz, limit, weights=self._config.weights, blocks=self._blocks)
         return Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
 
     def _propose(self, fixed: Architecture | None = None) -> None:

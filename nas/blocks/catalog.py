@@ -56,7 +56,8 @@ class BlockSpec:
     class. `default_heads(channels)` gives the head count where the space names none; None marks a block without heads.
     `heads_divide` says that channels are rounded to a multiple of the head count. `stride` is that of the output to the
     input: only a block of stride 1 can stand in a slot. `scores(pixels, heads, knobs)` is the number of attention weights
-    that one image has at once on a map of so many pixels; None marks a block without softmax attention.
+    that one image has at once on a map of so many pixels; None marks a block without softmax attention. `digest` is the
+    SHA-256 of the file that a user's block stands in; ours have none.
     """
 
     name: str
@@ -68,6 +69,7 @@ class BlockSpec:
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     stride: int = 1
     scores: Callable[[int, int, Mapping[str, KnobValue]], int] | None = None
+    digest: str = ""
 
     @property
     def has_heads(self) -> bool:
@@ -204,5 +206,6 @@ _SPECS = (
     ),
 )
 
-CATALOG: Mapping[str, BlockSpec] = {spec.name: spec for spec in _SPECS if spec.stride == 1}
-ROWS: Mapping[str, BlockSpec] = {spec.row: spec for spec in _SPECS}
+# `nas.blocks.register` adds a user's blocks to both.
+CATALOG: dict[str, BlockSpec] = {spec.name: spec for spec in _SPECS if spec.stride == 1}
+ROWS: dict[str, BlockSpec] = {spec.row: spec for spec in _SPECS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ class PriceJob:
 
     `target` is its full name, `model` a resolved model YAML as a mapping; what is far over `limit_ms` is not measured
     to the last percent. With a checkpoint of other classes a head may get another width, so `weights` count here too.
+    `blocks` are the user's block files that the model needs, as for every job.
     """
 
     model: Mapping[str, Any]
@@ -39,6 +40,7 @@ class PriceJob:
     imgsz: int
     limit_ms: float | None = None
     weights: str | None = None
+    blocks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class TrainJob:
     fraction: float = 1.0
     until: int | None = None
     folder: str | None = None
+    blocks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class WeightsJob:
 
     model: Mapping[str, Any]
     weights: str
+    blocks: list[str] = field(default_factory=list)
 
 
 def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
@@ -164,23 +168,33 @@ def try_weights(payload: Mapping[str, Any], seed: int, report: Report) -> dict[s
     """How many of how many tensors a `WeightsJob`'s checkpoint gives to the skeleton, `{transferred}`, or why it cannot be
     used, `{fault, cure}`."""
     from nas.errors import InputError  # noqa: PLC0415
-    from nas.yolo.build import build  # noqa: PLC0415
     from nas.yolo.weights import check  # noqa: PLC0415
 
     job = WeightsJob(**payload)
     try:
-        return {"transferred": check(Path(job.weights), build(dict(job.model)))}
+        return {"transferred": check(Path(job.weights), _built(job))}
     except InputError as error:
         return {"fault": error.message, "cure": error.hint}
 
 
 def _model(job: PriceJob | TrainJob) -> tuple[Any, tuple[int, int] | None]:
     """The job's model, what it kept taken from the job's checkpoint, and how much that was."""
-    from nas.yolo.build import build  # noqa: PLC0415
     from nas.yolo.weights import read_weights, transfer  # noqa: PLC0415
 
-    model = build(dict(job.model))
+    model = _built(job)
     return model, transfer(model, read_weights(Path(job.weights))) if job.weights else None
+
+
+def _built(job: PriceJob | TrainJob | WeightsJob) -> Any:
+    """The job's model, drawn anew; the user's block files run here, and draw nothing that the model would miss."""
+    import torch  # noqa: PLC0415  (workers only)
+
+    from nas.blocks.user import load_blocks  # noqa: PLC0415
+    from nas.yolo.build import build  # noqa: PLC0415
+
+    with torch.random.fork_rng(devices=[]):
+        load_blocks(*job.blocks)
+    return build(dict(job.model))
 
 
 @lru_cache(maxsize=2)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nas.blocks.catalog import ROWS
 from nas.latency.measure import Latency
 from nas.latency.target import Target
 
@@ -20,8 +21,10 @@ MAX_SPREAD = 0.05
 
 
 def model_key(model_yaml: Mapping[str, Any], imgsz: int) -> str:
-    """Names a model and its input size."""
-    text = json.dumps([model_yaml, imgsz], sort_keys=True, separators=(",", ":"))
+    """Names a model and its input size, and the files that its users' blocks stand in: an edited block is another model."""
+    used = (ROWS[row[2]].digest for row in (*model_yaml["backbone"], *model_yaml["head"]) if row[2] in ROWS)
+    files = sorted({digest for digest in used if digest})
+    text = json.dumps([model_yaml, imgsz, *files], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

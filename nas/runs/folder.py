@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from nas.blocks.catalog import BlockSpec
+from nas.blocks.register import as_data, digest_of, file_of, from_data
 from nas.config import RunConfig
 from nas.errors import InputError, did_you_mean
 from nas.files import write_whole
@@ -27,6 +29,7 @@ from nas.space.skeleton import find_model, models_folder
 from nas.space.source import read_yaml
 
 RESULTS = Path("results")
+BLOCKS = "blocks"
 _PACKAGES = ("torch", "torchvision", "ultralytics", "optuna", "ray", "onnx", "onnxruntime", "numpy")
 
 
@@ -93,16 +96,69 @@ def removed_on_failure(folder: Path, failure: type[BaseException] = BaseExceptio
 
 
 def write_space(folder: Path, space: Path) -> None:
-    """Write space.yaml, a copy of a search space; a skeleton that Ultralytics does not ship is copied beside it."""
+    """Write space.yaml, a copy of a search space whose files lie in the run folder too.
+
+    A skeleton that Ultralytics does not ship is copied beside it; for block files see `write_blocks`.
+    """
     document = read_yaml(space)
-    text = space.read_text(encoding="utf-8")
+    moved: dict[str, Any] = {}
     skeleton, _ = find_model(document.data["skeleton"], space.parent)
     if not skeleton.is_relative_to(models_folder()):
-        lines = text.splitlines()
-        lines[document.line("skeleton") - 1] = f"skeleton: {json.dumps(skeleton.name, ensure_ascii=False)}"
-        text = "\n".join(lines) + "\n"
+        moved["skeleton"] = skeleton.name
         write_whole(folder / skeleton.name, skeleton.read_bytes())
-    write_whole(folder / "space.yaml", text)
+    if listed := document.data.get("blocks"):
+        moved["blocks"] = [f"{BLOCKS}/{Path(name).name}" for name in listed]
+    lines = space.read_text(encoding="utf-8").splitlines()
+    for key, value in moved.items():
+        at = [line for where, line in document.lines.items() if where[0] == key]
+        lines[min(at) - 1 : max(at)] = [f"{key}: {json.dumps(value, ensure_ascii=False)}", *[""] * (max(at) - min(at))]
+    text, wanted = "\n".join(lines) + "\n", document.data | moved
+    write_whole(folder / "space.yaml", text if _says(text, wanted) else yaml.safe_dump(wanted, sort_keys=False))
+
+
+def _says(text: str, data: Mapping[str, Any]) -> bool:
+    """Whether a YAML that was changed line by line came out as meant: it does not where several keys share a line."""
+    try:
+        return bool(yaml.safe_load(text) == data)
+    except yaml.YAMLError:
+        return False
+
+
+def write_blocks(folder: Path, blocks: Sequence[BlockSpec], files: Iterable[Path]) -> None:
+    """Copy the user's block files into `blocks/` and describe their blocks in `blocks/blocks.json`."""
+    (folder / BLOCKS).mkdir()
+    for file in files:
+        write_whole(folder / BLOCKS / file.name, file.read_bytes())
+    described = json.dumps([as_data(spec) for spec in blocks], indent=2, ensure_ascii=False)
+    write_whole(folder / BLOCKS / "blocks.json", described + "\n")
+
+
+def read_blocks(folder: Path) -> list[BlockSpec]:
+    """The user's blocks of a run, from their description: no code runs. Raises InputError for a damaged one."""
+    path = folder / BLOCKS / "blocks.json"
+    if not path.is_file():
+        return []
+    try:
+        return [from_data(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: damaged: {error}", "restore the file, or start a new run") from error
+
+
+def block_files(folder: Path) -> list[Path]:
+    """The run's own copies of the user's block files. Raises InputError where one is missing or is not what it was."""
+    found = {folder / BLOCKS / file_of(spec): spec.digest for spec in read_blocks(folder)}
+    for path, digest in found.items():
+        if digest_of(path) != digest:
+            raise InputError(f"{path}: has changed since the run began", "restore the file, or start a new run")
+    return list(found)
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to go on with a run; block files are code and must be named again."""
+    files = {folder / BLOCKS / file_of(spec) for spec in read_blocks(folder)}
+    return shlex.join(
+        ["nas", "search", "--resume", str(folder), *(word for f in sorted(files) for word in ("--blocks", str(f)))]
+    )
 
 
 def write_manifest(

@@ -9,9 +9,11 @@ from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from nas.blocks.catalog import CATALOG, KnobValue
+from nas.blocks.register import digest_of
 from nas.errors import InputError, did_you_mean
 from nas.space.architecture import KEEP, place, round_channels
 from nas.space.rules import Rule, RuleError
@@ -19,7 +21,7 @@ from nas.space.search_space import SearchSpace, SlotChoices, rule_names
 from nas.space.skeleton import Skeleton, Slot, read_searchable, read_skeleton
 from nas.space.source import Document, Faults, read_yaml, shipped
 
-_KEYS = ("skeleton", "slots", "forbid")
+_KEYS = ("skeleton", "slots", "forbid", "blocks")
 _SLOT_KEYS = ("block", "width", "depth", "heads")
 MAX_WIDTH, MAX_DEPTH, MAX_HEADS = 16, 64, 128
 MAX_OPTIONS = 100_000
@@ -53,6 +55,8 @@ def read_space(path: Path) -> SearchSpace:
     if skeleton is None:
         faults.raise_if_any()
         raise InputError(f"{path}:1: no 'skeleton'", "name a model YAML, for example skeleton: yolo11n.yaml")
+    if _lacks_files(document, faults):
+        faults.raise_if_any()  # their blocks are unknown words, of which nothing useful can be said
     slots = _slots(document, skeleton, faults)
     forbid = _forbid(document, skeleton, faults)
     faults.raise_if_any()
@@ -76,6 +80,24 @@ def _skeleton(document: Document, faults: Faults) -> Skeleton | None:
             "give a YOLO of version 5 or later",
         )
     return skeleton
+
+
+def _lacks_files(document: Document, faults: Faults) -> bool:
+    """`blocks` lists files of users' blocks, relative to the YAML. That does not run them: they must be loaded already."""
+    listed = document.data.get("blocks", [])
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        faults.add(document.line("blocks"), "'blocks' is not a list of files", "for example blocks: [my_blocks.py]")
+        return True
+    known, before = {spec.digest for spec in CATALOG.values()}, len(faults.found)
+    for index, name in enumerate(listed):
+        path, line = document.path.parent / name, document.line("blocks", index)
+        try:
+            if digest_of(path) not in known:
+                what = f"needs the block file '{name}', whose code runs only if the command line names it too"
+                faults.add(line, what, f"add --blocks {quote(str(path))}")
+        except InputError as error:
+            faults.add(line, f"block file {error.message}", "the path is relative to this YAML")
+    return len(faults.found) > before
 
 
 def _slots(document: Document, skeleton: Skeleton, faults: Faults) -> tuple[SlotChoices, ...]:
@@ -156,7 +178,8 @@ def _fields(document: Document, key: Any, entry: dict[Any, Any], faults: Faults)
 def _knobs(document: Document, at: Any, block: str, value: Any, faults: Faults) -> dict[str, tuple[KnobValue, ...]]:
     known = CATALOG[block].knobs
     if not isinstance(value, dict):
-        faults.add(document.line(*at), f"'{block}' holds no knobs", f"for example {{{next(iter(known))}: […]}}")
+        example = f"for example {{{next(iter(known))}: […]}}" if known else "it has none: leave the line out"
+        faults.add(document.line(*at), f"'{block}' holds no knobs", example)
         return {}
     found: dict[str, tuple[KnobValue, ...]] = {}
     for knob, values in value.items():

@@ -23,8 +23,6 @@ Lookup = Callable[[str], Value]
 
 MAX_LENGTH = 500
 
-_FLAGS = {name for spec in CATALOG.values() for name, knob in spec.knobs.items() if knob.kind is bool}
-
 _COMPARE: Mapping[type[ast.cmpop], Callable[[Value, Value], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -112,12 +110,17 @@ def _check_condition(node: ast.expr) -> None:
             sides = [operand]
         case ast.Compare():
             return
-        case ast.Attribute(attr=word) if word in _FLAGS:
+        case ast.Attribute(attr=word) if _is_flag(word):
             return
         case _:
             raise RuleError(f"'{ast.unparse(node)}' compares nothing (write name == value, or name in (value, value))")
     for side in sides:
         _check_condition(side)
+
+
+def _is_flag(word: str) -> bool:
+    """Whether `word` is a knob that is true or false, of any block that is in the catalog now."""
+    return any(word in spec.knobs and spec.knobs[word].kind is bool for spec in CATALOG.values())
 
 
 def _value(node: ast.expr, lookup: Lookup) -> Value | tuple[Value, ...]:

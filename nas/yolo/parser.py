@@ -34,9 +34,13 @@ def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Se
     from the file's name (`yolo11m_x.yaml`) would still change rows.
 
     Raises:
-        InputError: a row of ours with unknown or unusable arguments, or an unknown activation.
+        InputError: a row of ours with unknown or unusable arguments, a row that nobody knows, or an unknown activation.
     """
     rows = [*d["backbone"], *d["head"]]
+    for layer, row in enumerate(rows):
+        if not (row[2] in ROWS or row[2].startswith(("nn.", "torchvision.ops.")) or hasattr(tasks, row[2])):
+            hint = "a user's block? name its file: nas.load_blocks('my_blocks.py'), or --blocks my_blocks.py"
+            raise InputError(f"layer {layer}: unknown module '{row[2]}'", hint)
     ours = {layer: row for layer, row in enumerate(rows) if row[2] in ROWS}
     if not ours and "legacy" not in d:
         return _stock(d, ch, verbose)  # type: ignore[no-any-return]
@@ -55,8 +59,14 @@ def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Se
         stock = layers[layer]
         try:
             stage = Stage(name, stock.cv1.conv.in_channels, stock.cv2.conv.out_channels, len(stock.m), **options[layer])
-        except ValueError as error:
-            raise InputError(f"layer {layer}: {error}", "correct the model YAML") from error
+        except MemoryError:
+            raise  # says nothing of the block
+        except Exception as error:
+            if ROWS[name].digest:  # a user's block may raise what it likes
+                raise InputError(f"layer {layer}: {name} raises {type(error).__name__}: {error}", "see its file") from error
+            if isinstance(error, ValueError):
+                raise InputError(f"layer {layer}: {error}", "correct the model YAML") from error
+            raise
         stage.i, stage.f, stage.type = stock.i, stock.f, name
         stage.np = sum(p.numel() for p in stage.parameters())
         layers[layer] = stage
@@ -64,7 +74,7 @@ def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Se
 
 
 def _options(layer: int, row: list[Any]) -> dict[str, Any]:
-    """The options of a row `[from, repeats, name, [channels, {heads: …, knob: …}]]`; the block checks their values."""
+    """The options of a row `[from, repeats, name, [channels, {heads: …, knob: …}]]`, checked but for whether heads divide."""
     _, repeats, name, args = row
     spec = ROWS[name]
     options = args[1] if len(args) == 2 else {}
@@ -73,10 +83,17 @@ def _options(layer: int, row: list[Any]) -> dict[str, Any]:
     if not _whole(repeats):
         raise InputError(f"layer {layer}: repeats of {name} are {repeats!r}", "write a whole number from 1 on")
     known = [*spec.knobs, *(["heads"] if spec.has_heads else [])]
-    for knob in options:
+    for knob, value in options.items():
         if knob not in known:
             raise InputError(f"layer {layer}: unknown knob '{knob}' of {name}", did_you_mean(str(knob), known))
+        fault = spec.knobs[knob].fault(value) if knob != "heads" else _whole_fault(value)
+        if fault:
+            raise InputError(f"layer {layer}: {name}: {knob} {fault}, not {value!r}", "correct the model YAML")
     return options
+
+
+def _whole_fault(value: object) -> str | None:
+    return None if _whole(value) else "must be a whole number from 1 on"
 
 
 def _whole(value: object) -> bool:

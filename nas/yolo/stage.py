@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ultralytics.nn.modules.block import RepVGGDW
 
 from nas.blocks.catalog import ROWS
-from nas.errors import InputError, did_you_mean
+from nas.blocks.register import file_of
+from nas.errors import InputError, NasError, did_you_mean
+from nas.user import not_loaded
 
 _KEPT = ("i", "f", "type", "np", "training")  # what Ultralytics hangs on a layer, and the mode
 
@@ -51,16 +53,20 @@ class Stage(RepVGGDW):  # type: ignore[misc]
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Turn the block into its inference form, once."""
+        """Turn the block into its inference form, once; a user's block without `fuse` has no other form."""
         if not self.fused:
-            self.block.fuse()  # type: ignore[operator]
+            fuse = getattr(self.block, "fuse", None)
+            if callable(fuse):
+                fuse()
             self.fused = True
 
     def __reduce__(self) -> tuple[Callable[..., Stage], tuple[Any, ...]]:
         import _yolo_placement_search  # noqa: PLC0415  (it imports this module)
 
         kept = {name: getattr(self, name) for name in _KEPT if hasattr(self, name)}
-        return _yolo_placement_search.restore, (self.made_of, self.fused, dict(self.state_dict()), kept)
+        spec = ROWS[str(self.made_of["row"])]
+        file = file_of(spec) if spec.digest else ""
+        return _yolo_placement_search.restore, (self.made_of, self.fused, dict(self.state_dict()), kept, file)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         twin = type(self).__new__(type(self))  # as every module copies; `__reduce__` is for files
@@ -69,13 +75,20 @@ class Stage(RepVGGDW):  # type: ignore[misc]
         return twin
 
 
-def rebuilt(made_of: Mapping[str, Any], fused: bool, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> Stage:
+def rebuilt(
+    made_of: Mapping[str, Any], fused: bool, tensors: Mapping[str, Tensor], kept: Mapping[str, Any], file: str = ""
+) -> Stage:
     """A stage of a checkpoint.
+
+    Args:
+        file: the name of the user's file that its block stands in; empty for one of ours.
 
     Raises:
         InputError: its block is not registered, or is no longer what it was.
     """
     row = made_of["row"]
+    if row not in ROWS and file:
+        raise not_loaded(file)
     if row not in ROWS:
         raise InputError(f"the checkpoint holds a block '{row}', which is not known here", did_you_mean(row, ROWS))
     with torch.random.fork_rng(devices=[]):  # loading draws nothing that a later draw would miss
@@ -84,11 +97,12 @@ def rebuilt(made_of: Mapping[str, Any], fused: bool, tensors: Mapping[str, Tenso
             if fused:
                 stage.fuse()
             stage.load_state_dict(dict(tensors), assign=True)
-        except (TypeError, ValueError, RuntimeError) as error:
-            problem = str(error).splitlines()[0]
-            raise InputError(
-                f"the checkpoint's block '{row}' cannot be rebuilt: {problem}", "use the nas that wrote it"
-            ) from error
+        except NasError:
+            raise
+        except Exception as error:  # a user's block may raise what it likes
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+            cure = f"load the {file} that it was made with" if file else "use the nas that wrote it"
+            raise InputError(f"the checkpoint's block '{row}' cannot be rebuilt: {problem}", cure) from error
     for name in _KEPT:
         if name in kept:
             setattr(stage, name, kept[name])

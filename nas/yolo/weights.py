@@ -31,6 +31,8 @@ def read_weights(path: Path) -> BaseModel:
         # with a path, so that Ultralytics takes it for no name of its own that it could fetch
         checkpoint, _ = torch_safe_load(path.absolute(), safe_only=True)
         model = checkpoint.get("ema") or checkpoint["model"]
+    except InputError:
+        raise  # a user's block whose file was not named
     except Exception as error:  # whatever zip, pickle or torch make of a file that is none
         if "references types outside" in str(error):
             what = "holds classes that are not of Ultralytics, torch or nas, so it is not opened"

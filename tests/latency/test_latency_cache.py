@@ -104,7 +104,7 @@ def test_a_place_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
 
 
 def test_model_keys() -> None:
-    model = {"nc": 3, "backbone": [[-1, 1, "Conv", [16, 3, 2]]]}
+    model = {"nc": 3, "backbone": [[-1, 1, "Conv", [16, 3, 2]]], "head": []}
     assert model_key(model, 64) == model_key(json.loads(json.dumps(dict(reversed(model.items())))), 64)
     assert len({model_key(model, 64), model_key(model, 96), model_key(model | {"nc": 4}, 64)}) == 3
 
