@@ -344,8 +344,7 @@ class Study:
         del self._running[event.key]
         self._forget(number)
         if isinstance(event, Result):
-            self._store.charge(number, event.seconds, "done")
-            self._store.finish(number, event.data)
+            self._store.finish(number, event.seconds, event.data)
             log.info("trial %d done: mAP50-95 %.4f in %.1f s", number, event.data["map"], event.seconds)
             self._stop_if_nothing_is_learned()
         elif isinstance(event, Lost) and self._losses(number) + 1 < MAX_ATTEMPTS:
@@ -353,8 +352,7 @@ class Study:
             self._queue.appendleft(number)
             log.warning("trial %d lost (%s): tried again", number, event.reason)
         else:
-            self._store.charge(number, event.seconds, "failed")
-            self._store.fail(number, event.reason)
+            self._store.fail(number, event.seconds, event.reason)
             self._post_mortem(number, event)
             self._stop_if_all_fail_alike(event.reason)
         self._ledger.save()

@@ -45,7 +45,7 @@ ARROWS = {
 # Who alone may import a package.
 OWNERS = {
     "ultralytics": {"nas.yolo"},
-    "optuna": {"nas.runs.store", "nas.search.sampler"},
+    "optuna": {"nas.runs.database", "nas.runs.store", "nas.search.sampler"},
     "ray": {"nas.execution.ray"},
     "onnxruntime": {"nas.latency"},
     "torch": {"nas.blocks", "nas.yolo", "nas.training", "nas.latency", "nas.execution.work"},
