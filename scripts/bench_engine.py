@@ -16,9 +16,13 @@ import argparse
 import json
 import tempfile
 import time
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
+
+import optuna
+from optuna.samplers import RandomSampler, TPESampler
 
 from nas.config import Budget, RunConfig
 from nas.execution.executor import Attempt, Event, Result
@@ -112,13 +116,11 @@ def engine(space: SearchSpace, sampler: str, trials: int) -> dict[str, float]:
 
 def bare_optuna(space: SearchSpace, sampler: str, trials: int) -> float:
     """CPU milliseconds per trial of ask, suggest and tell alone."""
-    import optuna
-
-    from nas.search.sampler import make_sampler
-
-    with tempfile.TemporaryDirectory() as folder:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        samplers = {"random": RandomSampler(seed=0), "tpe": TPESampler(multivariate=True, group=True, seed=0)}
         storage = f"sqlite:///{folder}/bare.db"
-        study = optuna.create_study(storage=storage, directions=["maximize", "minimize"], sampler=make_sampler(sampler, 0, 0))
+        study = optuna.create_study(storage=storage, directions=["maximize", "minimize"], sampler=samplers[sampler])
         began = time.process_time()
         for number in range(trials):
             trial = study.ask()

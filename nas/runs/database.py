@@ -9,6 +9,7 @@ samplers and optuna-dashboard read the study like any other.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -31,21 +32,37 @@ USER_ATTRIBUTES: sqlalchemy.Table = models.TrialUserAttributeModel.__table__
 STUDY_ATTRIBUTES: sqlalchemy.Table = models.StudyUserAttributeModel.__table__
 
 
+def create_database(path: Path, facts: Mapping[str, Any]) -> None:
+    """Make the file with an empty study, whole or not at all: readers may be waiting for it, and a crash leaves none.
+
+    Raises:
+        FileExistsError: it is there already; and what SQLAlchemy, sqlite3 and Optuna raise.
+    """
+    if path.exists():
+        raise FileExistsError("it is there already")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        storage = _open(beside, skip_table_creation=False)
+        study = optuna.create_study(study_name=RUNG, storage=storage, directions=DIRECTIONS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(["mAP50-95", "latency ms"])
+        for name, value in facts.items():
+            study.set_user_attr(name, value)
+        storage.engine.dispose()
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 class Database:
     """One study in one SQLite file. A single process writes it; any other may read it meanwhile.
 
     Raises, in every method, what SQLAlchemy, sqlite3 and Optuna raise.
     """
 
-    def __init__(self, path: Path, *, create: bool) -> None:
-        self._storage = optuna.storages.RDBStorage(
-            f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=not create
-        )
-        if create:
-            study = optuna.create_study(study_name=RUNG, storage=self._storage, directions=DIRECTIONS)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(["mAP50-95", "latency ms"])
+    def __init__(self, path: Path) -> None:
+        self._storage = _open(path, skip_table_creation=True)
         self._engine = self._storage.engine
         self._study_id = self._storage.get_study_id_from_name(RUNG)
         self._distributions: dict[str, str] = {}
@@ -73,7 +90,7 @@ class Database:
             "datetime_complete": _utc(trial.datetime_complete),
         }
         with self._engine.begin() as connection:
-            (key,) = connection.execute(sqlalchemy.insert(TRIALS), row).inserted_primary_key
+            key = connection.execute(sqlalchemy.insert(TRIALS), row).inserted_primary_key[0]  # type: ignore[index]
             params = [
                 {
                     "trial_id": key,
@@ -112,6 +129,11 @@ class Database:
         if name not in self._distributions:
             self._distributions[name] = distribution_to_json(distribution)
         return self._distributions[name]
+
+
+def _open(path: Path, *, skip_table_creation: bool) -> optuna.storages.RDBStorage:
+    arguments = {"connect_args": {"timeout": 60}}
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=arguments, skip_table_creation=skip_table_creation)
 
 
 def _put_attributes(

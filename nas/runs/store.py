@@ -18,10 +18,11 @@ from typing import Any
 
 import optuna
 import sqlalchemy.exc
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from nas.errors import InputError
-from nas.runs.database import DIRECTIONS, Database
+from nas.runs.database import DIRECTIONS, Database, create_database
 from nas.search.sampler import make_sampler
 from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
@@ -73,9 +74,9 @@ class Store:
         if not create and not path.is_file():
             raise InputError(f"{folder}: holds no study.db", "give the folder of a run, for example results/search")
         try:
-            self._database = Database(path, create=create)
             if create:
-                self._database.put_facts({"version": VERSION})
+                create_database(path, {"version": VERSION})
+            self._database = Database(path)
             self._facts = self._database.facts()
             found = self._facts["version"]
             trials = self._database.trials() if found == VERSION else []
@@ -88,6 +89,9 @@ class Store:
             raise InputError(f"{path}: written by version {found} of the store, this is {VERSION}", "use the nas that wrote it")
         self._memory = optuna.create_study(directions=DIRECTIONS)
         self._memory.add_trials(trials)
+        self._distributions: dict[str, BaseDistribution] = {}
+        for trial in self._memory.get_trials(deepcopy=False):
+            self._share_distributions(trial)
         self._draft: Trial | None = None
         self._keys = {trial.number: trial._trial_id for trial in trials}
         self._entries: dict[int, Entry] = {}
@@ -203,11 +207,17 @@ class Store:
     def _write(self, draft: Trial, entry: Entry) -> None:
         """Write a proposal whole: parameters, attributes and state."""
         trial = self._memory.get_trials(deepcopy=False)[draft.number]
+        self._share_distributions(trial)
         if trial.state == TrialState.FAIL:  # nobody learns from its parameters: they would only cost time and room
             trial.params, trial.distributions, trial.system_attrs = {}, {}, {}
         self._keys[entry.number] = self._database.add_trial(trial, _attributes(entry))
         self._draft = None
         self._put(entry)
+
+    def _share_distributions(self, trial: FrozenTrial) -> None:
+        """A parameter has the same distribution in all trials. One object for all saves memory."""
+        shared = self._distributions
+        trial.distributions = {name: shared.setdefault(name, own) for name, own in trial.distributions.items()}
 
     def _update(self, entry: Entry) -> None:
         self._database.update_trial(self._keys[entry.number], _attributes(entry, since=self[entry.number]))

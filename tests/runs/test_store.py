@@ -8,7 +8,10 @@ import shutil
 import signal
 import sqlite3
 import sys
+import time
 import warnings
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -18,6 +21,7 @@ from optuna.trial import TrialState
 
 from nas.errors import InputError
 from nas.review.record import STATES
+from nas.runs.database import DIRECTIONS
 from nas.runs.store import LIMIT, Store
 from nas.space.architecture import Architecture, Placement
 
@@ -65,6 +69,49 @@ def test_what_optuna_sees_of_a_trial(make_store, space):
     assert Architecture.from_dict(rejected.user_attrs["architecture"]) == drawn.architecture
     assert store[0].seconds == 14.0
     assert Store(folder, create=False).entries == store.entries
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_the_rows_are_those_that_optuna_writes(make_store, space, tmp_path, monkeypatch, sampler):
+    """Its own storage, given the same trials, puts the same into every table; in any time zone."""
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    try:
+        folder, store = make_store()
+        store.propose(space, sampler, 0, space.baseline)
+        store.queue(0, PRICE, 0.5)
+        for number in range(1, 20):
+            store.propose(space, sampler, 0)
+            if number % 4 == 3:
+                store.reject(number, "repeat")
+                continue
+            store.queue(number, PRICE, -1.0)
+            if number % 4 == 2:
+                store.start(number)
+                store.finish(number, 1.0, RESULT | {"map": number / 100})
+            elif number % 8 == 1:
+                store.start(number)
+                store.fail(number, 1.0, "diverged")
+        now, trials = datetime.now(), read(folder).trials
+        other = optuna.create_study(study_name="rung0", storage=f"sqlite:///{tmp_path / 'other.db'}", directions=DIRECTIONS)
+        other.add_trials(trials)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING}
+    for moment in [t.datetime_start for t in trials] + [t.datetime_complete for t in trials if t.state.is_finished()]:
+        assert timedelta(0) <= now - moment < timedelta(minutes=5)
+    for table, columns in {
+        "trials": "trial_id, number, study_id, state, datetime_start, datetime_complete",
+        "trial_params": "trial_id, param_name, param_value, distribution_json",
+        "trial_values": "trial_id, objective, value, value_type",
+        "trial_user_attributes": "trial_id, key, value_json",
+        "trial_system_attributes": "trial_id, key, value_json",
+        "trial_intermediate_values": "*",
+        "trial_heartbeats": "*",
+    }.items():
+        query = f"SELECT {columns} FROM {table} ORDER BY 1, 2"
+        assert execute(folder / "study.db", query) == execute(tmp_path / "other.db", query), table
 
 
 def test_a_baseline_that_the_space_cannot_express(make_store, space):
@@ -184,11 +231,17 @@ def test_kill_9_at_any_commit_loses_nothing_and_doubles_nothing(make_store, spac
         write(store, space)
         copies.append(copy(whole, tmp_path / str(number)))
     states = [view(reopened(copy(folder, tmp_path / f"{folder.name} reopened"))) for folder in copies]
+
+    def once(folder, write, commit):
+        store = Store(folder, create=False)
+        kill_at(commit)
+        write(store, space)
+
     kills = 0
     for number, write in enumerate(SCRIPT):
         for commit in range(1, 100):
             folder = copy(copies[number], tmp_path / f"{number} killed at {commit}")
-            if not killed(folder, write, space, commit):
+            if not killed(partial(once, folder, write, commit)):
                 assert view(reopened(folder)) == states[number + 1]
                 break
             kills += 1
@@ -203,6 +256,23 @@ def test_kill_9_at_any_commit_loses_nothing_and_doubles_nothing(make_store, spac
     assert kills == len(SCRIPT)  # each is one transaction
 
 
+def test_kill_9_while_a_store_is_made_leaves_all_or_none_of_it(tmp_path):
+    def make(folder, commit):
+        kill_at(commit)
+        Store(folder, create=True)
+
+    there = []
+    for commit in range(1, 100):
+        folder = tmp_path / str(commit)
+        folder.mkdir()
+        if not killed(partial(make, folder, commit)):
+            break
+        there.append((folder / "study.db").exists())
+        assert len(Store(folder, create=not there[-1])) == 0
+    assert there.count(False) > 3
+    assert [path.name for path in folder.iterdir()] == ["study.db"]
+
+
 def copy(folder: Path, to: Path) -> Path:
     to.mkdir()
     shutil.copy(folder / "study.db", to)
@@ -215,14 +285,12 @@ def reopened(folder: Path) -> Store:
     return store
 
 
-def killed(folder: Path, write, space, commit: int) -> bool:
-    """Whether a child that does one write died at the given commit of it, by its own `kill -9`."""
+def killed(write) -> bool:
+    """Whether a child that does one write died of its own `kill -9`."""
     child = os.fork()
     if child == 0:
         try:
-            store = Store(folder, create=False)
-            kill_at(commit)
-            write(store, space)
+            write()
         except BaseException as error:
             sys.stderr.write(f"{error!r}\n")
             os._exit(1)
