@@ -87,6 +87,8 @@ class Study:
         self._began: dict[int, float] = {}
         self._epochs: dict[int, tuple[int, int]] = {}
         self._heartbeat: dict[int, float] = {}
+        self._saved = 0.0
+        self._best: Entry | None = None
         self._misses = 0
         self._keys = itertools.count()
         self._phase = "probe"
@@ -114,6 +116,7 @@ class Study:
             if len(self._store) == 0:
                 self._propose(self._space.baseline)
             while self._step():
+                self._save_clock()
                 self._watch(self._status())
         finally:
             for number, began in self._began.items():
@@ -134,6 +137,8 @@ class Study:
             else:
                 self._queue.append(entry.number)
         entries = self._store.entries
+        for entry in entries:
+            self._compare(entry)
         let_in = {e.number for e in entries if e.reason == "over-latency" and not self._too_slow(e)}
         self._seen = {e.architecture.id for e in entries if e.number not in let_in and e.reason != "repeat"}
 
@@ -343,13 +348,12 @@ class Study:
             if now - self._heartbeat.get(number, 0.0) >= HEARTBEAT_SECONDS:
                 self._heartbeat[number] = now
                 self._store.charge(number, event.seconds)
-                self._ledger.save()
             return
         del self._running[event.key]
         self._forget(number)
         if isinstance(event, Result):
-            self._store.charge(number, event.seconds, "done")
-            self._store.finish(number, event.data)
+            self._store.finish(number, event.seconds, event.data)
+            self._compare(self._store[number])
             if transferred := event.data.get("transferred"):
                 weights = Path(self._config.weights or "").name
                 log.info("trial %d: %d of %d tensors from %s", number, *transferred, weights)
@@ -361,12 +365,17 @@ class Study:
             self._queue.appendleft(number)
             log.warning("trial %d lost (%s): tried again", number, event.reason)
         else:
-            self._store.charge(number, event.seconds, "failed")
-            self._store.fail(number, event.reason)
+            self._store.fail(number, event.seconds, event.reason)
             self._post_mortem(number, event)
             self._stop_if_all_fail_alike(event.reason)
-        self._ledger.save()
         self._record()
+
+    def _save_clock(self) -> None:
+        """kill -9 takes no leave: it costs the wall clock a few seconds at most."""
+        now = time.monotonic()
+        if now - self._saved >= HEARTBEAT_SECONDS:
+            self._saved = now
+            self._ledger.save()
 
     def _forget(self, number: int) -> None:
         """An attempt has ended: nothing of it is under way any more."""
@@ -392,8 +401,7 @@ class Study:
             self._hopeless = StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", hint)
 
     def _stop_if_nothing_is_learned(self) -> None:
-        done = [e for e in self._store.entries if e.state == "done"]
-        if len(done) == SAME_FAILURES and not any(e.result and e.result["map"] for e in done):
+        if self._store.counts["done"] == SAME_FAILURES and not any(e.result and e.result["map"] for e in self._store.entries):
             hint = "train longer or larger: raise --epochs or --imgsz; check that the labels belong to the images"
             self._hopeless = StoppedError(f"the first {SAME_FAILURES} trials all have mAP 0: nothing can be ranked", hint)
 
@@ -407,20 +415,24 @@ class Study:
     def _architecture(self, number: int) -> Architecture:
         return self._store[number].architecture
 
-    def _status(self) -> Status:
-        done = [e for e in self._store.entries if e.state == "done" and e.result and e.price]
+    def _compare(self, entry: Entry) -> None:
+        """Keep the best trial within the limit."""
         limit = self._config.max_latency_ms
-        feasible = [e for e in done if e.price and (limit is None or e.price["ms"] <= limit)]
-        best = max(feasible, key=lambda e: e.result["map"] if e.result else 0.0, default=None)
+        if entry.state == "done" and entry.result and entry.price and (limit is None or entry.price["ms"] <= limit):
+            best = self._best
+            if best is None or not best.result or entry.result["map"] > best.result["map"]:
+                self._best = entry
+
+    def _status(self) -> Status:
         return Status(
             phase=self._phase,
-            counts=Counter(e.state for e in self._store.entries),
+            counts=dict(self._store.counts),
             running={n: self._epochs.get(n, (0, self._config.epochs)) for n in self._running.values()},
             budget=self._ledger.budget.text,
             share=min(1.0, self._ledger.used(self._elapsed()) / self._ledger.budget.amount),
             wall_seconds=self._ledger.wall_seconds,
-            baseline=_point(next((e for e in done if e.architecture.is_skeleton), None)),
-            best=_point(best),
+            baseline=_point(self._store[0]) if len(self._store) else None,
+            best=_point(self._best),
         )
 
 
