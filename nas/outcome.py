@@ -53,6 +53,8 @@ def _record(entry: Entry, skeleton: Skeleton, max_latency_ms: float | None) -> R
 def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store, ledger: Ledger) -> RunSummary:
     """What stands beside the figures of a run in every report."""
     weights = Path(config.weights or "").name
+    data = f" on {config.fraction:.0%} of the images" if config.fraction < 1 else ""
+    start = f" from {weights}" if weights else ""
     return RunSummary(
         name=folder.name,
         skeleton=f"{skeleton.name}.yaml",
@@ -61,7 +63,7 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         limit_ms=config.max_latency_ms,
         data="/".join(Path(config.data).parts[-2:]),
         classes=tuple(read_manifest(folder)["classes"]),
-        fidelity=f"{config.epochs} epochs at {config.imgsz} px{f' from {weights}' * bool(weights)}, seed {config.seed}",
+        fidelity=f"{config.epochs} epochs at {config.imgsz} px{data}{start}, seed {config.seed}",
         split=f"held-out part of train ({config.held_out:.0%})",
         seed=config.seed,
         command=read_config(folder)[1],

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nas.cache import cache_root
+from nas.cache import cache_root, room_for_images
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
 from nas.errors import StoppedError, WeightsError
@@ -53,6 +53,8 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
         prices = LatencyCache(cache_root() / "latency", Target.parse(config.target), checkpoint)
         for problem in (*dataset.problems, *space.notes, *attention_notes(space, config.imgsz)):
             log.warning(problem)
+        room = room_for_images(len(dataset.train), config.imgsz)
+        log.info(room)
 
         tables = Tables(folder, config, space.skeleton, store, ledger)
 
@@ -64,6 +66,7 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
             with _keeping_results(folder, store, tables):
                 store.put_fact("stopped_because", None)
                 with contextlib.closing(_executor(config, folder)) as executor, progress:
+                    progress.say(room)
                     if config.weights is not None:
                         model = model_yaml(space.skeleton, space.baseline, dataset.nc)
                         fitting, seconds = _try_weights(WeightsJob(model, config.weights, blocks), executor, folder)
@@ -143,13 +146,15 @@ def _jobs(config: RunConfig, dataset: Dataset, blocks: list[str]) -> Callable[[d
             root=str(dataset.root),
             cache=str(cache_root()),
             imgsz=config.imgsz,
-            rungs=(config.epochs,),
+            rungs=[config.epochs],
             batch=config.batch,
             lr0=config.lr0,
             held_out=config.held_out,
             split_seed=derive(config.seed, 0, "split"),
             device=config.device,
             threads=threads,
+            names=list(dataset.names),
+            fraction=config.fraction,
             weights=config.weights,
             blocks=blocks,
         )

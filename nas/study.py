@@ -12,7 +12,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from nas.review.progress import Status
 from nas.review.record import metric_of
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
+from nas.runs.trials import TrialFolders
 from nas.search.unseen import ENUMERABLE, find_unseen
 from nas.seeds import derive
 from nas.space.architecture import Architecture, model_yaml
@@ -77,7 +78,8 @@ class Study:
     ) -> None:
         self._config, self._space, self._nc, self._store = config, space, nc, store
         self._executor, self._prices, self._ledger = executor, prices, ledger
-        self._jobs, self._folder, self._watch, self._record = jobs, folder, watch, record
+        self._jobs, self._watch, self._record = jobs, watch, record
+        self._folder, self._folders = folder, TrialFolders(folder)
         self._blocks = list(blocks)
         self._seen: set[str] = set()
         self._queue: deque[int] = deque()
@@ -307,7 +309,8 @@ class Study:
     def _start(self) -> None:
         while self._executor.free > 0 and self._may_start():
             number = self._queue.popleft()
-            job = self._jobs(self._model(self._architecture(number)))
+            state, keep = self._folders.state(number), self._folders.weights(number)
+            job = replace(self._jobs(self._model(self._architecture(number))), state=str(state), keep=str(keep))
             attempt = Attempt(
                 f"trial{number}-{next(self._keys)}", TRAIN, asdict(job), derive(self._config.seed, number, "train")
             )
@@ -344,6 +347,8 @@ class Study:
         number, now = self._running[event.key], time.monotonic()
         self._began[number] = now - event.seconds  # the worker's own clock: it may have had to start first
         if isinstance(event, Progress):
+            if note := event.data.get("note"):
+                log.warning("trial %d: %s", number, note)
             self._epochs[number] = (event.data["epoch"], event.data["epochs"])
             if now - self._heartbeat.get(number, 0.0) >= HEARTBEAT_SECONDS:
                 self._heartbeat[number] = now
@@ -388,10 +393,7 @@ class Study:
 
     def _post_mortem(self, number: int, event: Failed | Lost) -> None:
         log.warning("trial %d: %s", number, event.reason)
-        folder = self._folder / "trials" / f"{number:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        detail = event.detail if isinstance(event, Failed) else event.reason
-        (folder / "failure.txt").write_text(f"{event.reason}\n\n{detail}\n", encoding="utf-8")
+        self._folders.failed(number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
 
     def _stop_if_all_fail_alike(self, reason: str) -> None:
         ended = [e for e in self._store.entries if e.state in {"done", "failed"} or (e.reason or "").startswith("invalid")]
@@ -416,9 +418,13 @@ class Study:
         return self._store[number].architecture
 
     def _compare(self, entry: Entry) -> None:
-        """Keep the best trial within the limit."""
+        """Keep the best trial within the limit, and the weights of those that none dominates."""
         limit = self._config.max_latency_ms
-        if entry.state == "done" and entry.result and entry.price and (limit is None or entry.price["ms"] <= limit):
+        if entry.state != "done" or not entry.result or not entry.price:
+            return
+        feasible = limit is None or entry.price["ms"] <= limit
+        self._folders.ended(entry, feasible=feasible)
+        if feasible:
             best = self._best
             if best is None or not best.result or entry.result["map"] > best.result["map"]:
                 self._best = entry

@@ -97,7 +97,7 @@ def engine(space: SearchSpace, sampler: str, trials: int) -> dict[str, float]:
             InstantExecutor(),
             EveryPrice(),  # type: ignore[arg-type]
             ledger,
-            lambda model: TrainJob(model, "", "", "", 640, (5,), 8, 0.004, 0.2, 0, "cpu", 1),
+            lambda model: TrainJob(model, "", "", "", 640, [5], 8, 0.004, 0.2, 0, "cpu", 1),
             folder,
             watch=lambda _: tables.update(),
             record=tables.outdate,

@@ -110,7 +110,7 @@ def plan(options: argparse.Namespace) -> list[dict[str, Job]]:
                 root=str(dataset.root),
                 cache=str(cache_root()),
                 imgsz=more.get("imgsz", options.imgsz),
-                rungs=(epochs,),
+                rungs=[epochs],
                 batch=8,
                 lr0=0.004,
                 held_out=0.2,

@@ -207,7 +207,7 @@ class Lab:
         ledger = Ledger(Budget.parse(config.budget), store, clock=self.clock)
 
         def jobs(model):
-            return TrainJob(model, "d.yaml", "", "cache", 640, (1,), 1, 0.01, 0.2, 0, "cpu", 1)
+            return TrainJob(model, "d.yaml", "", "cache", 640, [1], 1, 0.01, 0.2, 0, "cpu", 1)
 
         def record():
             self.recorded += 1

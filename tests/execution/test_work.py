@@ -43,7 +43,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
         root=str(root),
         cache=str(tmp_path_factory.mktemp("cache")),
         imgsz=64,
-        rungs=(2,),
+        rungs=[2],
         batch=8,
         lr0=0.004,
         held_out=0.25,
@@ -80,7 +80,7 @@ def test_only_train_is_divided_and_scored(job: TrainJob, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(proxy, "train_proxy", spy)
     for seed in (0, 1):
-        train(asdict(replace(job, data=str(yaml), root=str(dataset.root), rungs=(1,), split_seed=seed)), 0, lambda report: None)
+        train(asdict(replace(job, data=str(yaml), root=str(dataset.root), rungs=[1], split_seed=seed)), 0, lambda report: None)
         parts = dataset.split(job.held_out, seed)
         assert [len(part) for part in parts] == [18, 6]
         assert not set(parts[0]) & set(parts[1])
@@ -107,7 +107,7 @@ def test_a_host_decodes_once_whatever_the_split_and_the_share(job: TrainJob, tmp
 
 
 def test_weights_that_are_kept_load_in_ultralytics(job: TrainJob, tmp_path: Path) -> None:
-    told = train(asdict(replace(job, folder=str(tmp_path / "trial"), names=("blue", "green"))), 0, lambda report: None)
+    told = train(asdict(replace(job, folder=str(tmp_path / "trial"), names=["blue", "green"])), 0, lambda report: None)
     assert [path.name for path in (tmp_path / "trial").iterdir()] == ["weights.pt"]
     yolo = YOLO(tmp_path / "trial" / "weights.pt")
     assert yolo.names == {0: "blue", 1: "green"} and yolo.task == "detect"
@@ -149,7 +149,7 @@ def test_equal_seeds_repeat_and_others_do_not(job: TrainJob) -> None:
 def test_a_checkpoint_is_where_training_starts(job: TrainJob, tmp_path: Path) -> None:
     torch.manual_seed(3)
     YOLO("yolo11n.yaml").save(tmp_path / "stock.pt")
-    start = replace(job, weights=str(tmp_path / "stock.pt"), rungs=(1,))
+    start = replace(job, weights=str(tmp_path / "stock.pt"), rungs=[1])
     first = train(asdict(start), 7, lambda report: None)
     assert first["transferred"] == (493, 499)  # other classes than the checkpoint's
     again = train(asdict(start), 7, lambda report: None)
@@ -174,7 +174,7 @@ def test_a_segmentation_model_is_scored_by_its_masks(job: TrainJob, tmp_path: Pa
         label.write_text(f"{kind} {x} {y} {x + 0.5} {y} {x + 0.5} {y + 0.5} {x} {y + 0.5}\n")
     space = whole_skeleton("yolo11n-seg.yaml")
     model = model_yaml(space.skeleton, space.baseline, 2)
-    segment = replace(job, model=model, data=str(tmp_path / "data" / "data.yaml"), root=str(tmp_path / "data"), rungs=(12,))
+    segment = replace(job, model=model, data=str(tmp_path / "data" / "data.yaml"), root=str(tmp_path / "data"), rungs=[12])
     told = train(asdict(segment), 0, lambda report: None)
     assert 0.1 < told["map"] <= told["map50"] <= 1 and told["box_map"] > 0.1
     assert told["map"] != told["box_map"]
