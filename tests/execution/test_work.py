@@ -107,7 +107,9 @@ def test_a_host_decodes_once_whatever_the_split_and_the_share(job: TrainJob, tmp
 
 
 def test_weights_that_are_kept_load_in_ultralytics(job: TrainJob, tmp_path: Path) -> None:
-    told = train(asdict(replace(job, folder=str(tmp_path / "trial"), names=["blue", "green"])), 0, lambda report: None)
+    told = train(
+        asdict(replace(job, keep=str(tmp_path / "trial" / "weights.pt"), names=["blue", "green"])), 0, lambda report: None
+    )
     assert [path.name for path in (tmp_path / "trial").iterdir()] == ["weights.pt"]
     yolo = YOLO(tmp_path / "trial" / "weights.pt")
     assert yolo.names == {0: "blue", 1: "green"} and yolo.task == "detect"

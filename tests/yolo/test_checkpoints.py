@@ -120,8 +120,8 @@ def test_every_stage_comes_back_as_it_was(row: str) -> None:
 def test_a_block_that_is_not_there_is_named() -> None:
     import _yolo_placement_search
 
-    made_of, fused, tensors, kept = Stage("RepViT", 8, 8, 1).__reduce__()[1]
+    made_of, *others = Stage("RepViT", 8, 8, 1).__reduce__()[1]
     with pytest.raises(InputError, match="holds a block 'RepVitt'"):
-        _yolo_placement_search.restore({**made_of, "row": "RepVitt"}, fused, tensors, kept)
+        _yolo_placement_search.restore({**made_of, "row": "RepVitt"}, *others)
     with pytest.raises(InputError, match="'RepViT' cannot be rebuilt"):
-        _yolo_placement_search.restore({**made_of, "depth": 2}, fused, tensors, kept)
+        _yolo_placement_search.restore({**made_of, "depth": 2}, *others)
