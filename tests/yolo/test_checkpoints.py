@@ -83,7 +83,7 @@ def test_restricted_loading_knows_our_blocks(checkpoint: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         expected = YOLO(checkpoint).model.eval()(torch.linspace(0, 1, 3 * 64 * 96).reshape(1, 3, 64, 96))[0]
-    assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected, rtol=1e-4, atol=1e-3)
 
 
 def through_a_file(stage: Stage) -> Stage:
