@@ -158,13 +158,14 @@ def _admit(own: Sequence[BlockSpec], space: SearchSpace) -> None:
     """Examine the user's blocks that a space may hold, before anything is paid for them. Raises InputError."""
     if not own:
         return
-    used = {block for choices in space.slots for block in choices.blocks}
-    if not used & {spec.name for spec in own}:
+    words = {block for choices in space.slots for block in choices.blocks} | {row.module for row in space.skeleton.rows}
+    used = [spec for spec in own if words & {spec.name, spec.row}]
+    if not used:
         names = ", ".join(spec.name for spec in own)
         raise InputError(f"no slot of {space.source} may hold a block of {file_of(own[0])}", f"add one to a slot: {names}")
     from nas.blocks.exam import admit  # noqa: PLC0415  (torch)
 
-    admit([spec for spec in own if spec.name in used], space)
+    admit(used, space)
 
 
 def _load_again(folder: Path, files: Sequence[Path]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from nas.blocks.catalog import CATALOG
+from nas.blocks.catalog import ROWS
 from nas.blocks.register import file_of
 from nas.files import write_whole
 from nas.review.record import Record, RunSummary, printable
@@ -40,11 +40,10 @@ def write_winner(
     latency = f"{record.latency_ms:.3f} ms" if record.latency_ms is not None else "unknown"
     weights, fidelity = printable(summary.weights), printable(summary.fidelity)
     load, pretrained = (f'.load("{weights}")', f" pretrained={weights}") if weights else ("", "")
-    placed = [CATALOG[p.block] for p in architecture.placements if p.block in CATALOG]
-    files = sorted({file_of(spec) for spec in placed if spec.digest})
-    loading = (
-        [f"             nas.load_blocks({', '.join(map(repr, files))})   # from the run's blocks/; runs it"] if files else []
-    )
+    model = model_yaml(skeleton, architecture, nc)
+    specs = [ROWS[row[2]] for row in (*model["backbone"], *model["head"]) if row[2] in ROWS]
+    files = sorted({file_of(spec) for spec in specs if spec.digest})
+    loading = [f"             nas.load_blocks({', '.join(map(repr, files))})   # the run keeps it in blocks/"] if files else []
     flags = "".join(f" --blocks {file}" for file in files)
     head = [
         f"{architecture.id}: trial {record.trial} of run {printable(summary.name)}, found by nas in {summary.skeleton}",
@@ -60,7 +59,7 @@ def write_winner(
         f'             YOLO("{path.name}"){load}.train(data=…, epochs=…)',
         f"or:          nas yolo{flags} train model={path.name}{pretrained} data=… epochs=…",
     ]
-    write_whole(path, model_text(model_yaml(skeleton, architecture, nc), head))
+    write_whole(path, model_text(model, head))
 
 
 def model_text(model: Mapping[str, Any], head: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from nas.errors import InputError
 from nas.space.skeleton import models_folder, read_skeleton
 
 PACKAGE = "nas.user"
+MAX_BYTES = 1_000_000
 _KINDS: Mapping[str, type[bool] | type[int] | type[float]] = {"bool": bool, "int": int, "float": float}
 # Words that mean something else where a block or a knob is named: in a slot, or in a rule.
 _WORDS = frozenset({"keep", "block", "width", "depth", "heads", "channels", "imgsz"})
@@ -46,8 +47,10 @@ def file_of(spec: BlockSpec) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a block file. Raises InputError where it cannot be read."""
+    """SHA-256 of a block file. Raises InputError where it cannot be read, or is no text that somebody wrote."""
     try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_BYTES):  # a device may never end
+            raise ValueError(f"no file of at most {MAX_BYTES // 1000} kB")
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
         reason = error.strerror if isinstance(error, OSError) else error

@@ -134,10 +134,19 @@ def test_a_faulty_file_is_told_with_its_line_and_leaves_nothing(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("absent.py", "No such file"), ("my-blocks.py", "called like a Python module"), (".", "directory")]
+    ("name", "words"),
+    [
+        ("absent.py", "No such file"),
+        ("my-blocks.py", "called like a Python module"),
+        (".", "no file of at most"),
+        ("/dev/zero", "no file of at most"),
+        ("huge.py", "no file of at most 1000 kB"),
+        ("a\0b.py", "null byte"),
+    ],
 )
 def test_a_file_that_cannot_be_one(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "my-blocks.py").touch()
+    (tmp_path / "huge.py").write_text("#" * 1_000_001)
     with pytest.raises(InputError, match=words):
         nas.load_blocks(tmp_path / name)
 
@@ -374,6 +383,17 @@ def test_wrong_arguments_of_a_users_row_name_the_layer(blocks: Path) -> None:
             build(data)
         assert caught.value.message.startswith("layer 6: ")
         assert words in caught.value.message
+
+
+def test_a_users_block_may_stand_in_the_skeleton_itself(blocks: Path, tmp_path: Path) -> None:
+    from nas.api import _admit
+
+    written(tmp_path / "mine.yaml", json.dumps(model(blocks)))
+    space = written(tmp_path / "space.yaml", "skeleton: mine.yaml\nslots: {backbone.P5: {block: [keep, repvit]}}\n")
+    _admit([CATALOG["my_block"]], read_space(space))
+    space = written(tmp_path / "space.yaml", "skeleton: yolo11n.yaml\nslots: {backbone.P5: {block: [keep, repvit]}}\n")
+    with pytest.raises(InputError, match="no slot of .* may hold a block of my_blocks.py"):
+        _admit([CATALOG["my_block"]], read_space(space))
 
 
 def test_a_checkpoint_holds_a_users_block_without_its_class(blocks: Path, tmp_path: Path) -> None:
