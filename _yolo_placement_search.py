@@ -8,11 +8,20 @@ and its error names what to install.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nas.yolo.stage import Stage, rebuilt
+import torch
+
+if TYPE_CHECKING:
+    from nas.yolo.stage import Stage
 
 
 def restore(*parts: Any) -> Stage:
     """A stage of a checkpoint from what `Stage.__reduce__` wrote. Raises as `nas.yolo.stage.rebuilt` does."""
+    from nas.yolo.stage import rebuilt  # noqa: PLC0415  (which imports this module)
+
     return rebuilt(*parts)
+
+
+# With ULTRALYTICS_SAFE_LOAD=1 only known names may be called while a checkpoint is read: ours is this one.
+torch.serialization.add_safe_globals([restore])

@@ -69,7 +69,7 @@ def search(
         workers: trials trained at once; by default one per GPU, without a GPU one per core.
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
         blocks: files with blocks of your own; their code runs, here and in the workers.
-        settings: `epochs`, `batch`, `lr0`, `held_out` of the proxy trainings.
+        settings: `epochs`, `fraction` of the images, `batch`, `lr0`, `held_out` of the proxy trainings.
 
     Raises:
         NasError: see its children; nothing is lost by it.

@@ -64,6 +64,7 @@ _blocks = click.option(
 @click.option("--target", default="auto", show_default=True, help="cpu:onnxruntime, cpu:torch or cuda:torch-fp16 [,threads=N].")
 @click.option("--imgsz", type=int, help="Side of the square input in pixels.  [default: 640; built-in set: 192]")
 @click.option("--epochs", type=int, help="Length of a proxy training.  [default: 5]")
+@click.option("--fraction", type=float, help="Share of the training images that proxies see.  [default: 1]")
 @click.option(
     "--workers", type=int, help="Trials trained at once.  [default: one per GPU, else one per core, as memory allows]"
 )
@@ -91,8 +92,8 @@ def search(ctx: click.Context, /, **options: Any) -> None:
 
     quiet, again, add = options.pop("quiet"), options.pop("resume"), options.pop("add_budget")
     settings = parse_settings(options.pop("settings"))
-    epochs = options.pop("epochs")
-    settings |= {} if epochs is None else {"epochs": epochs}
+    named = {name: options.pop(name) for name in ("epochs", "fraction")}
+    settings |= {name: value for name, value in named.items() if value is not None}
     view = progress(quiet=quiet)
     if again is None:
         if add is not None:
@@ -139,10 +140,12 @@ def front(run: str | None, form: str) -> None:
 @click.argument("run", required=False)
 @click.option("--pick", required=True, help="knee, fastest, best, an architecture id or a trial number.")
 def export(run: str | None, pick: str) -> None:
-    """Write the model YAML of one architecture of RUN; it trains in Ultralytics as it is."""
+    """Write the model YAML of one architecture of RUN, which trains in Ultralytics as it is, and its weights where they
+    are kept (of the front and the baseline)."""
     from nas import api  # noqa: PLC0415
 
-    click.echo(api.load(run).export(pick))
+    for path in api.load(run).export(pick):
+        click.echo(path)
 
 
 @cli.group()

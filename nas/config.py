@@ -118,6 +118,7 @@ class RunConfig:
         batch: images per training step.
         lr0: peak learning rate.
         weights: checkpoint that proxies start from, or None for a start from scratch.
+        fraction: share of the rest of `train` that proxies train on.
         held_out: share of `train` that ranks the proxies and that none of them trains on.
         sampler: who proposes.
         executor: who runs the proxy trainings.
@@ -137,6 +138,7 @@ class RunConfig:
     lr0: float = 0.004
     weights: str | None = None
     held_out: float = 0.2
+    fraction: float = 1.0
     sampler: str = "tpe"
     executor: str = "local"
     workers: int = 1
@@ -158,6 +160,8 @@ class RunConfig:
             raise InputError(f"imgsz {self.imgsz} is not a multiple of 32", f"use {near}")
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out is {self.held_out}", "give a share between 0 and 1, for example 0.2")
+        if not 0 < self.fraction <= 1:
+            raise InputError(f"fraction is {self.fraction}", "give a share above 0 and up to 1, for example 0.5")
         if not 0 < self.lr0 < 1:
             raise InputError(f"lr0 is {self.lr0}", "give a learning rate between 0 and 1, for example 0.004")
         if self.max_latency_ms is not None and not 0 < self.max_latency_ms < float("inf"):

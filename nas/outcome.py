@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nas.config import RunConfig
@@ -18,6 +19,9 @@ from nas.runs.store import Entry, Store
 from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
+
+TABLES_SECONDS = 5.0
+TABLES_SHARE = 0.02
 
 
 def records_of(entries: Sequence[Entry], skeleton: Skeleton, max_latency_ms: float | None) -> list[Record]:
@@ -49,6 +53,8 @@ def _record(entry: Entry, skeleton: Skeleton, max_latency_ms: float | None) -> R
 def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store, ledger: Ledger) -> RunSummary:
     """What stands beside the figures of a run in every report."""
     weights = Path(config.weights or "").name
+    data = f" on {config.fraction:.0%} of the images" if config.fraction < 1 else ""
+    start = f" from {weights}" if weights else ""
     return RunSummary(
         name=folder.name,
         skeleton=f"{skeleton.name}.yaml",
@@ -57,17 +63,74 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         limit_ms=config.max_latency_ms,
         data="/".join(Path(config.data).parts[-2:]),
         classes=tuple(read_manifest(folder)["classes"]),
-        fidelity=f"{config.epochs} epochs at {config.imgsz} px{f' from {weights}' * bool(weights)}, seed {config.seed}",
+        fidelity=f"{config.epochs} epochs at {config.imgsz} px{data}{start}, seed {config.seed}",
         split=f"held-out part of train ({config.held_out:.0%})",
         seed=config.seed,
         command=read_config(folder)[1],
-        counts=dict(Counter(entry.state for entry in store.entries)),
+        counts=_counts(store),
         device_seconds=ledger.device_seconds(),
         wall_seconds=ledger.wall_seconds,
-        stopped_because=store.fact("stopped_because") or "not ended",
+        stopped_because=_stopped_because(store),
         metric=metric_of(skeleton),
         weights=weights,
     )
+
+
+def _counts(store: Store) -> dict[str, int]:
+    return {state: count for state, count in store.counts.items() if count}
+
+
+def _stopped_because(store: Store) -> str:
+    return store.fact("stopped_because") or "not ended"
+
+
+class Tables:
+    """The tables of a search under way: trials.csv, front.csv and front.json.
+
+    Writing them takes longer the more trials there are, so they are written when a trial has ended, but not within
+    5 seconds after the last time, nor as long as that would take more than 2% of the time. A killed search loses nothing
+    by it: everything stands in the store.
+
+    Raises:
+        InputError: run.yaml or manifest.json cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        skeleton: Skeleton,
+        store: Store,
+        ledger: Ledger,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder, self._skeleton, self._store, self._ledger, self._clock = folder, skeleton, store, ledger, clock
+        self._summary = summary_of(folder, config, skeleton, store, ledger)
+        self._outdated = False
+        self._next = clock()
+
+    def outdate(self) -> None:
+        """A trial has ended."""
+        self._outdated = True
+
+    def update(self) -> None:
+        """Write the tables if they are outdated and it is time; to be called often. Raises OSError."""
+        if self._outdated and self._clock() >= self._next:
+            self.write()
+
+    def write(self) -> None:
+        """Write the tables now. Raises OSError."""
+        began = self._clock()
+        summary = replace(
+            self._summary,
+            counts=_counts(self._store),
+            device_seconds=self._ledger.device_seconds(),
+            wall_seconds=self._ledger.wall_seconds,
+            stopped_because=_stopped_because(self._store),
+        )
+        write_tables(self._folder, records_of(self._store.entries, self._skeleton, summary.limit_ms), summary)
+        now = self._clock()
+        self._outdated, self._next = False, now + max(TABLES_SECONDS, (now - began) / TABLES_SHARE)
 
 
 def winner_of(records: Sequence[Record], max_latency_ms: float | None) -> Record | None:
@@ -91,7 +154,7 @@ def write_report(
 
 
 def write_tables(folder: Path, records: Sequence[Record], summary: RunSummary) -> None:
-    """The result files that are written after every trial: trials.csv, front.csv, front.json.
+    """The result files that are written while a search runs: trials.csv, front.csv, front.json.
 
     The front's files hold the baseline too, marked as not on the front where it is not.
     """

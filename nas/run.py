@@ -18,6 +18,7 @@ from nas.review.table import front_of, picks_of
 from nas.runs import folder as folders
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
+from nas.runs.trials import TrialFolders
 from nas.space.reader import read_space
 from nas.space.search_space import SearchSpace
 
@@ -88,8 +89,12 @@ class Run:
             raise InputError(f"'{which}' {problem} of {self.folder}", "give knee, fastest, best, an id or a trial number")
         return found[0]
 
-    def export(self, which: str) -> Path:
-        """Write `export/<id>/<id>.yaml` of a pick and return its path. Raises InputError."""
+    def export(self, which: str) -> list[Path]:
+        """Write `export/<id>/<id>.yaml` of a pick and, where its weights are kept, `<id>.pt`; returns what was written.
+
+        Raises:
+            InputError: no such trial, or the folder cannot be written.
+        """
         record = self.pick(which)
         path = self.folder / "export" / record.id / f"{record.id}.yaml"
         architecture = architecture_of(self.entries, record)
@@ -97,7 +102,8 @@ class Run:
             path.parent.mkdir(parents=True, exist_ok=True)
             nc = len(self.summary.classes)
             write_winner(path, self.space.skeleton, architecture, nc, record=record, summary=self.summary)
-        return path
+            weights = path.with_suffix(".pt")
+            return [path, weights] if TrialFolders(self.folder).export(record.trial, weights) else [path]
 
     def report(self) -> None:
         """Write all result files anew from the store. Raises InputError where the folder cannot be written."""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nas.cache import cache_root
+from nas.cache import cache_root, room_for_images
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
 from nas.errors import StoppedError, WeightsError
@@ -21,8 +21,8 @@ from nas.execution.work import TRY_WEIGHTS, TrainJob, WeightsJob
 from nas.hardware import cuda_devices, threads_per_worker, worker_environment
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
-from nas.outcome import records_of, summary_of, write_tables
-from nas.review.progress import Progress
+from nas.outcome import Tables
+from nas.review.progress import Progress, Status
 from nas.run import Run, writing
 from nas.runs import folder as folders
 from nas.runs.ledger import Ledger
@@ -53,15 +53,20 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
         prices = LatencyCache(cache_root() / "latency", Target.parse(config.target), checkpoint)
         for problem in (*dataset.problems, *space.notes, *attention_notes(space, config.imgsz)):
             log.warning(problem)
+        room = room_for_images(len(dataset.train), config.imgsz)
+        log.info(room)
 
-        def record() -> None:
-            records = records_of(store.entries, space.skeleton, config.max_latency_ms)
-            write_tables(folder, records, summary_of(folder, config, space.skeleton, store, ledger))
+        tables = Tables(folder, config, space.skeleton, store, ledger)
+
+        def watch(status: Status) -> None:
+            progress(status)
+            tables.update()
 
         try:
-            with _keeping_results(folder, store):
+            with _keeping_results(folder, store, tables):
                 store.put_fact("stopped_because", None)
                 with contextlib.closing(_executor(config, folder)) as executor, progress:
+                    progress.say(room)
                     if config.weights is not None:
                         model = model_yaml(space.skeleton, space.baseline, dataset.nc)
                         fitting, seconds = _try_weights(WeightsJob(model, config.weights, blocks), executor, folder)
@@ -78,8 +83,8 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
                         ledger=ledger,
                         jobs=_jobs(config, dataset, blocks),
                         folder=folder,
-                        watch=progress,
-                        record=record,
+                        watch=watch,
+                        record=tables.outdate,
                         blocks=blocks,
                     )
                     with _interruptible(study):
@@ -91,7 +96,7 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
 
 
 @contextlib.contextmanager
-def _keeping_results(folder: Path, store: Store) -> Iterator[None]:
+def _keeping_results(folder: Path, store: Store, tables: Tables) -> Iterator[None]:
     """Write the reason and the result files at the end; an error on the way keeps its precedence over theirs."""
     try:
         yield
@@ -99,16 +104,18 @@ def _keeping_results(folder: Path, store: Store) -> Iterator[None]:
         interrupted = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(Exception):  # the error under way says more than one of writing a report
             store.put_fact("stopped_because", "interrupted" if interrupted else f"error: {str(error).splitlines()[0]}")
-            _report(folder, store)
+            _report(folder, store, tables)
         if not interrupted:
             raise
     else:
-        _report(folder, store)
+        _report(folder, store, tables)
 
 
-def _report(folder: Path, store: Store) -> None:
-    if any(entry.state == "done" for entry in store.entries):
+def _report(folder: Path, store: Store, tables: Tables) -> None:
+    if store.counts["done"]:
         Run(folder).report()
+    elif len(store):
+        tables.write()
 
 
 def _try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str, float]:
@@ -139,13 +146,15 @@ def _jobs(config: RunConfig, dataset: Dataset, blocks: list[str]) -> Callable[[d
             root=str(dataset.root),
             cache=str(cache_root()),
             imgsz=config.imgsz,
-            rungs=(config.epochs,),
+            rungs=[config.epochs],
             batch=config.batch,
             lr0=config.lr0,
             held_out=config.held_out,
             split_seed=derive(config.seed, 0, "split"),
             device=config.device,
             threads=threads,
+            names=list(dataset.names),
+            fraction=config.fraction,
             weights=config.weights,
             blocks=blocks,
         )

@@ -12,7 +12,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from nas.review.progress import Status
 from nas.review.record import metric_of
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
+from nas.runs.trials import TrialFolders
 from nas.search.unseen import ENUMERABLE, find_unseen
 from nas.seeds import derive
 from nas.space.architecture import Architecture, model_yaml
@@ -77,7 +78,8 @@ class Study:
     ) -> None:
         self._config, self._space, self._nc, self._store = config, space, nc, store
         self._executor, self._prices, self._ledger = executor, prices, ledger
-        self._jobs, self._folder, self._watch, self._record = jobs, folder, watch, record
+        self._jobs, self._watch, self._record = jobs, watch, record
+        self._folder, self._folders = folder, TrialFolders(folder)
         self._blocks = list(blocks)
         self._seen: set[str] = set()
         self._queue: deque[int] = deque()
@@ -87,6 +89,8 @@ class Study:
         self._began: dict[int, float] = {}
         self._epochs: dict[int, tuple[int, int]] = {}
         self._heartbeat: dict[int, float] = {}
+        self._saved = 0.0
+        self._best: Entry | None = None
         self._misses = 0
         self._keys = itertools.count()
         self._phase = "probe"
@@ -114,6 +118,7 @@ class Study:
             if len(self._store) == 0:
                 self._propose(self._space.baseline)
             while self._step():
+                self._save_clock()
                 self._watch(self._status())
         finally:
             for number, began in self._began.items():
@@ -134,6 +139,8 @@ class Study:
             else:
                 self._queue.append(entry.number)
         entries = self._store.entries
+        for entry in entries:
+            self._compare(entry)
         let_in = {e.number for e in entries if e.reason == "over-latency" and not self._too_slow(e)}
         self._seen = {e.architecture.id for e in entries if e.number not in let_in and e.reason != "repeat"}
 
@@ -302,7 +309,8 @@ class Study:
     def _start(self) -> None:
         while self._executor.free > 0 and self._may_start():
             number = self._queue.popleft()
-            job = self._jobs(self._model(self._architecture(number)))
+            state, keep = self._folders.state(number), self._folders.weights(number)
+            job = replace(self._jobs(self._model(self._architecture(number))), state=str(state), keep=str(keep))
             attempt = Attempt(
                 f"trial{number}-{next(self._keys)}", TRAIN, asdict(job), derive(self._config.seed, number, "train")
             )
@@ -339,17 +347,18 @@ class Study:
         number, now = self._running[event.key], time.monotonic()
         self._began[number] = now - event.seconds  # the worker's own clock: it may have had to start first
         if isinstance(event, Progress):
+            if note := event.data.get("note"):
+                log.warning("trial %d: %s", number, note)
             self._epochs[number] = (event.data["epoch"], event.data["epochs"])
             if now - self._heartbeat.get(number, 0.0) >= HEARTBEAT_SECONDS:
                 self._heartbeat[number] = now
                 self._store.charge(number, event.seconds)
-                self._ledger.save()
             return
         del self._running[event.key]
         self._forget(number)
         if isinstance(event, Result):
-            self._store.charge(number, event.seconds, "done")
-            self._store.finish(number, event.data)
+            self._store.finish(number, event.seconds, event.data)
+            self._compare(self._store[number])
             if transferred := event.data.get("transferred"):
                 weights = Path(self._config.weights or "").name
                 log.info("trial %d: %d of %d tensors from %s", number, *transferred, weights)
@@ -361,12 +370,17 @@ class Study:
             self._queue.appendleft(number)
             log.warning("trial %d lost (%s): tried again", number, event.reason)
         else:
-            self._store.charge(number, event.seconds, "failed")
-            self._store.fail(number, event.reason)
+            self._store.fail(number, event.seconds, event.reason)
             self._post_mortem(number, event)
             self._stop_if_all_fail_alike(event.reason)
-        self._ledger.save()
         self._record()
+
+    def _save_clock(self) -> None:
+        """kill -9 takes no leave: it costs the wall clock a few seconds at most."""
+        now = time.monotonic()
+        if now - self._saved >= HEARTBEAT_SECONDS:
+            self._saved = now
+            self._ledger.save()
 
     def _forget(self, number: int) -> None:
         """An attempt has ended: nothing of it is under way any more."""
@@ -379,10 +393,7 @@ class Study:
 
     def _post_mortem(self, number: int, event: Failed | Lost) -> None:
         log.warning("trial %d: %s", number, event.reason)
-        folder = self._folder / "trials" / f"{number:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        detail = event.detail if isinstance(event, Failed) else event.reason
-        (folder / "failure.txt").write_text(f"{event.reason}\n\n{detail}\n", encoding="utf-8")
+        self._folders.failed(number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
 
     def _stop_if_all_fail_alike(self, reason: str) -> None:
         ended = [e for e in self._store.entries if e.state in {"done", "failed"} or (e.reason or "").startswith("invalid")]
@@ -392,8 +403,7 @@ class Study:
             self._hopeless = StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", hint)
 
     def _stop_if_nothing_is_learned(self) -> None:
-        done = [e for e in self._store.entries if e.state == "done"]
-        if len(done) == SAME_FAILURES and not any(e.result and e.result["map"] for e in done):
+        if self._store.counts["done"] == SAME_FAILURES and not any(e.result and e.result["map"] for e in self._store.entries):
             hint = "train longer or larger: raise --epochs or --imgsz; check that the labels belong to the images"
             self._hopeless = StoppedError(f"the first {SAME_FAILURES} trials all have mAP 0: nothing can be ranked", hint)
 
@@ -407,20 +417,28 @@ class Study:
     def _architecture(self, number: int) -> Architecture:
         return self._store[number].architecture
 
-    def _status(self) -> Status:
-        done = [e for e in self._store.entries if e.state == "done" and e.result and e.price]
+    def _compare(self, entry: Entry) -> None:
+        """Keep the best trial within the limit, and the weights of those that none dominates."""
         limit = self._config.max_latency_ms
-        feasible = [e for e in done if e.price and (limit is None or e.price["ms"] <= limit)]
-        best = max(feasible, key=lambda e: e.result["map"] if e.result else 0.0, default=None)
+        if entry.state != "done" or not entry.result or not entry.price:
+            return
+        feasible = limit is None or entry.price["ms"] <= limit
+        self._folders.ended(entry, feasible=feasible)
+        if feasible:
+            best = self._best
+            if best is None or not best.result or entry.result["map"] > best.result["map"]:
+                self._best = entry
+
+    def _status(self) -> Status:
         return Status(
             phase=self._phase,
-            counts=Counter(e.state for e in self._store.entries),
+            counts=dict(self._store.counts),
             running={n: self._epochs.get(n, (0, self._config.epochs)) for n in self._running.values()},
             budget=self._ledger.budget.text,
             share=min(1.0, self._ledger.used(self._elapsed()) / self._ledger.budget.amount),
             wall_seconds=self._ledger.wall_seconds,
-            baseline=_point(next((e for e in done if e.architecture.is_skeleton), None)),
-            best=_point(best),
+            baseline=_point(self._store[0]) if len(self._store) else None,
+            best=_point(self._best),
         )
 
 

@@ -46,7 +46,7 @@ ARROWS = {
 # Who alone may import a package.
 OWNERS = {
     "ultralytics": {"nas.yolo"},
-    "optuna": {"nas.runs.store", "nas.search.sampler"},
+    "optuna": {"nas.runs.database", "nas.runs.store", "nas.search.sampler"},
     "ray": {"nas.execution.ray"},
     # the entrance exam runs a block's own export, which no model and no target stands around
     "onnxruntime": {"nas.latency", "nas.blocks.exam"},

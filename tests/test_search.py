@@ -24,10 +24,7 @@ def finished(folder: Path) -> dict[int, list[float]]:
     path = folder / "study.db"
     if not path.is_file():
         return {}
-    try:
-        study = optuna.load_study(study_name="rung0", storage=f"sqlite:///{path}")
-    except (KeyError, optuna.exceptions.StorageInternalError):
-        return {}  # still being made
+    study = optuna.load_study(study_name="rung0", storage=f"sqlite:///{path}")
     return {t.number: t.values for t in study.get_trials(states=[TrialState.COMPLETE])}
 
 

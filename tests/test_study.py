@@ -26,9 +26,10 @@ from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.outcome import records_of, summary_of, winner_of, write_report
 from nas.review.table import front_of, picks_of
+from nas.runs.database import RUNG
 from nas.runs.folder import write_config, write_manifest
 from nas.runs.ledger import Ledger
-from nas.runs.store import LIMIT, RUNG, Store
+from nas.runs.store import LIMIT, Store
 from nas.space.architecture import model_yaml
 from nas.space.reader import read_space
 from nas.study import MAX_ATTEMPTS, SAME_FAILURES, Study
@@ -206,7 +207,7 @@ class Lab:
         ledger = Ledger(Budget.parse(config.budget), store, clock=self.clock)
 
         def jobs(model):
-            return TrainJob(model, "d.yaml", "", "cache", 640, (1,), 1, 0.01, 0.2, 0, "cpu", 1)
+            return TrainJob(model, "d.yaml", "", "cache", 640, [1], 1, 0.01, 0.2, 0, "cpu", 1)
 
         def record():
             self.recorded += 1

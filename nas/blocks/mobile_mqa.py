@@ -102,7 +102,10 @@ class MultiQueryAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
-        asking = x if self.q_stride == 1 else F.avg_pool2d(x, self.q_stride, ceil_mode=True)
+        asking = x
+        if self.q_stride != 1:
+            # There is no padding to count; told otherwise, Inductor's gradient of a cut off last square is wrong.
+            asking = F.avg_pool2d(x, self.q_stride, ceil_mode=True, count_include_pad=False)
         n, _, h, w = asking.shape
         # One key and one value for all heads: the heads are just more queries, (N, heads * pixels, key_dim). All are
         # contiguous: for others torch silently takes the kernel that writes out a matrix of all pairs of pixels.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 PRICE = "nas.execution.work:price"
 TRAIN = "nas.execution.work:train"
 TRY_WEIGHTS = "nas.execution.work:try_weights"
-STATE_FILE = "training.safetensors"
-WEIGHTS_FILE = "weights.pt"
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -50,8 +48,8 @@ class TrainJob:
     What the architecture kept starts from the checkpoint `weights`, where there is one. `root` is the folder that the
     dataset YAML's `path` was found to mean. `held_out` is the rest's share, drawn with `split_seed`, so that all trials of
     a run share one split; of the training part `fraction` is used. `rungs` are epochs, `until` the one to stop at (the last
-    where None). `folder` is where the trial's weights go, with the classes' `names`, and the state of a training that is
-    interrupted; None keeps neither.
+    where None). `state` is the file from which an interrupted training goes on, `keep` where the trained weights go, with
+    the classes' `names`; None keeps neither.
     """
 
     model: Mapping[str, Any]
@@ -59,18 +57,19 @@ class TrainJob:
     root: str
     cache: str
     imgsz: int
-    rungs: Sequence[int]
+    rungs: list[int]
     batch: int
     lr0: float
     held_out: float
     split_seed: int
     device: str
     threads: int
-    names: Sequence[str] = ()
+    names: list[str] = field(default_factory=list)
     weights: str | None = None
     fraction: float = 1.0
     until: int | None = None
-    folder: str | None = None
+    state: str | None = None
+    keep: str | None = None
     blocks: list[str] = field(default_factory=list)
 
 
@@ -112,6 +111,7 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     import torch  # noqa: PLC0415  (workers only)
 
     from nas.errors import UnreachableError  # noqa: PLC0415
+    from nas.training.checkpoint import StateError  # noqa: PLC0415
     from nas.training.precision import training_dtype  # noqa: PLC0415
     from nas.training.recipe import Recipe  # noqa: PLC0415
 
@@ -121,11 +121,22 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     torch.set_num_threads(job.threads)
     precision = training_dtype(torch.device(job.device), Path(job.cache))
     recipe = replace(Recipe(), batch=job.batch, lr=job.lr0)
+
+    def note(text: str) -> None:
+        report({"epoch": 0, "epochs": job.rungs[-1], "note": text})
+
     try:
-        return _trained(job, seed, report, recipe, precision)
+        try:
+            return _trained(job, seed, report, recipe, precision)
+        except StateError as error:  # of a machine, a version or a batch that was another: not worth a trial
+            note(f"{error.message}; trained anew")
+            Path(job.state or "").unlink()
+            return _trained(job, seed, report, recipe, precision)
     except (MemoryError, torch.OutOfMemoryError):
         # what the first try had taken is free again once its frames are gone
-        report({"epoch": 0, "epochs": job.rungs[-1], "note": f"out of memory at batch {recipe.batch}; tried again with half"})
+        note(f"out of memory at batch {recipe.batch}; tried again with half")
+        if job.state is not None:
+            Path(job.state).unlink(missing_ok=True)
     if job.device.startswith("cuda"):
         torch.cuda.empty_cache()
     return {**_trained(job, seed, report, recipe.halved(), precision), "halved": True}
@@ -155,10 +166,10 @@ def _trained(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision
         device=torch.device(job.device),
         precision=precision,
         report=lambda progress: report(asdict(progress)),
-        state=None if job.folder is None else Path(job.folder) / STATE_FILE,
+        state=None if job.state is None else Path(job.state),
     )
-    if job.folder is not None:
-        save_checkpoint(model, Path(job.folder) / WEIGHTS_FILE, job.names)
+    if job.keep is not None:
+        save_checkpoint(model, Path(job.keep), job.names)
     skipped = [str(path) for path in fit.skipped]
     known = {"transferred": transferred, "skipped": skipped, "pid": os.getpid()}
     return {**asdict(outcome), **{name: value for name, value in known.items() if value}}

@@ -44,7 +44,7 @@ class Ledger:
     def used(self, running: Sequence[float] | None = None) -> float:
         """In the budget's own unit: seconds, or finished trials."""
         if self.budget.kind == "trials":
-            return sum(entry.state == "done" for entry in self._store.entries)
+            return self._store.counts["done"]
         return self.wall_seconds if self.budget.kind == "wall" else self.device_seconds(running)
 
     def fits(self, running: Sequence[float], waiting: int) -> bool:

@@ -2,24 +2,27 @@
 
 Everything that is known of a trial stands in it, so that a search which was killed goes on where it was. What Optuna
 itself asks for (parameters, states, values) is kept in a study in memory too, rebuilt from the database on opening: the
-samplers draw from that one, and a trial is written, whole and in one transaction, once it is priced. A killed process
-loses at most one proposal, which the same (seed, trial, results) draws again. Rejected and failed trials are Optuna's
-FAIL, which samplers leave out.
+samplers draw from that one. A trial is written once it is priced, and from then on whatever happens to it is one
+transaction: its end, too, with the result, the seconds and what Optuna is told. A killed process loses at most one
+proposal, which the same (seed, trial, results) draws again. Rejected and failed trials are Optuna's FAIL, which samplers
+leave out.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 import sqlalchemy.exc
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from nas.errors import InputError
+from nas.runs.database import DIRECTIONS, Database, create_database
 from nas.search.sampler import make_sampler
 from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
@@ -27,12 +30,10 @@ from nas.space.search_space import SearchSpace
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 VERSION = 1
-RUNG = "rung0"
 LIMIT = "latency limit"
 END = "end"  # the attribute {state, reason} of a rejected or failed trial
 # What SQLite's troubles (a full disk, a read-only file) arrive as, once a store is open.
 STORE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
-DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Entry:
 
 
 class Store:
-    """The trials of one run.
+    """The trials of one run. `counts` is how many of them are in each state.
 
     Args:
         folder: the run folder; the database is `study.db` in it.
@@ -73,22 +74,30 @@ class Store:
         if not create and not path.is_file():
             raise InputError(f"{folder}: holds no study.db", "give the folder of a run, for example results/search")
         try:
-            self._database, study = _open(path, create=create)
-            self._facts = dict(study.user_attrs)
+            if create:
+                create_database(path, {"version": VERSION})
+            self._database = Database(path)
+            self._facts = self._database.facts()
             found = self._facts["version"]
-            trials = study.get_trials(deepcopy=False) if found == VERSION else []
-            self._entries = {trial.number: _entry(trial) for trial in trials}
+            trials = self._database.trials() if found == VERSION else []
+            entries = [_entry(trial) for trial in trials]
         except Exception as error:
             # SQLAlchemy, sqlite3 and Optuna each have their own ways to say that this is not a usable database.
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise InputError(f"{path}: cannot be used: {reason}", "restore the file, or start a new run") from error
         if found != VERSION:
             raise InputError(f"{path}: written by version {found} of the store, this is {VERSION}", "use the nas that wrote it")
-        self._study_id = study._study_id
         self._memory = optuna.create_study(directions=DIRECTIONS)
         self._memory.add_trials(trials)
+        self._distributions: dict[str, BaseDistribution] = {}
+        for trial in self._memory.get_trials(deepcopy=False):
+            self._share_distributions(trial)
         self._draft: Trial | None = None
-        self._ids = {trial.number: trial._trial_id for trial in trials}
+        self._keys = {trial.number: trial._trial_id for trial in trials}
+        self._entries: dict[int, Entry] = {}
+        self.counts: Counter[str] = Counter()
+        for entry in entries:
+            self._put(entry)
 
     @property
     def entries(self) -> list[Entry]:
@@ -134,7 +143,7 @@ class Store:
         """A trial is not trained: over-latency, repeat, forbidden, invalid. It may have been queued under another limit."""
         entry = replace(self[number], state="rejected", reason=reason, price=price)
         if self._draft is None:
-            self._end(entry)
+            self._end(entry, TrialState.FAIL)
         else:
             draft = self._open_draft(number)
             self._memory.tell(number, state=TrialState.FAIL)
@@ -142,44 +151,38 @@ class Store:
 
     def start(self, number: int) -> None:
         """A worker has the trial: a new attempt, charged from now on."""
-        attempts = (*self[number].attempts, {"seconds": 0.0, "outcome": "running"})
-        self._set(number, attempts=attempts)
-        self._put(replace(self[number], state="running", attempts=attempts))
+        entry = self[number]
+        self._update(replace(entry, state="running", attempts=(*entry.attempts, {"seconds": 0.0, "outcome": "running"})))
 
     def charge(self, number: int, seconds: float, outcome: str = "running") -> None:
         """Write down what the latest attempt has cost so far, and how it ended; a trial whose attempt ended waits again."""
-        attempts = (*self[number].attempts[:-1], {"seconds": round(seconds, 3), "outcome": outcome})
-        self._set(number, attempts=attempts)
-        self._put(replace(self[number], attempts=attempts, state="running" if outcome == "running" else "queued"))
+        entry = _charged(self[number], seconds, outcome)
+        self._update(replace(entry, state="running" if outcome == "running" else "queued"))
 
-    def finish(self, number: int, result: Mapping[str, Any]) -> None:
-        """The trial is done. The result is written before Optuna is told, so a crash in between loses nothing."""
-        self._set(number, result=dict(result))
-        self._tell(replace(self[number], result=result))
+    def finish(self, number: int, seconds: float, result: Mapping[str, Any]) -> None:
+        """The trial is done after an attempt of so many seconds."""
+        entry = replace(_charged(self[number], seconds, "done"), state="done", result=dict(result))
+        if entry.price is None:
+            raise RuntimeError(f"trial {number} has no price")
+        self._end(entry, TrialState.COMPLETE, float(result["map"]), float(entry.price["ms"]))
 
-    def fail(self, number: int, reason: str) -> None:
-        """The trial has ended without a result."""
-        self._end(replace(self[number], state="failed", reason=reason))
+    def fail(self, number: int, seconds: float, reason: str) -> None:
+        """The trial has ended without a result, after an attempt of so many seconds."""
+        self._end(replace(_charged(self[number], seconds, "failed"), state="failed", reason=reason), TrialState.FAIL)
 
     def reopen(self) -> list[Entry]:
         """After a crash or an interruption, bring every open trial to where it can go on; returns those that wait.
 
-        A running attempt is closed as interrupted, with the seconds last charged; an end that Optuna was not told is told.
+        A running attempt is closed as interrupted, with the seconds last charged.
         """
-        for trial in self._memory.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            entry = self[trial.number]
-            if entry.state == "done":
-                self._tell(entry)
-            elif entry.state in {"failed", "rejected"}:
-                self._end(entry)
-            elif entry.state == "running":
+        for entry in self.entries:
+            if entry.state == "running":
                 self.charge(entry.number, entry.attempts[-1]["seconds"], "interrupted")
         return [entry for entry in self.entries if entry.state == "queued"]
 
     def add_seconds(self, **seconds: float) -> None:
         """Add to the run's own clocks: `wall`, `lane`."""
-        for name, value in seconds.items():
-            self.put_fact(f"{name}_seconds", round(self.seconds(name) + value, 3))
+        self._put_facts({f"{name}_seconds": round(self.seconds(name) + value, 3) for name, value in seconds.items()})
 
     def seconds(self, name: str) -> float:
         return float(self.fact(f"{name}_seconds") or 0.0)
@@ -190,8 +193,11 @@ class Store:
 
     def put_fact(self, name: str, value: Any) -> None:
         """Keep a fact about the run: plain data."""
-        self._facts[name] = value
-        self._database.set_study_user_attr(self._study_id, name, value)
+        self._put_facts({name: value})
+
+    def _put_facts(self, facts: Mapping[str, Any]) -> None:
+        self._database.put_facts(facts)
+        self._facts |= facts
 
     def _open_draft(self, number: int) -> Trial:
         if self._draft is None or self._draft.number != number:
@@ -199,66 +205,58 @@ class Store:
         return self._draft
 
     def _write(self, draft: Trial, entry: Entry) -> None:
-        """Write a proposal whole: parameters, attributes and state in one transaction."""
-        architecture = {"id": entry.architecture.id, **entry.architecture.to_dict()}
-        known = {"architecture": architecture, "price": entry.price, END: _ended(entry)}
-        drawn = self._memory.get_trials(deepcopy=False)[draft.number]
-        rejected = drawn.state == TrialState.FAIL  # nobody learns from its parameters: they would only cost time
-        trial = optuna.trial.create_trial(
-            state=drawn.state,
-            params={} if rejected else drawn.params,
-            distributions={} if rejected else drawn.distributions,
-            system_attrs=drawn.system_attrs,
-            user_attrs={name: value for name, value in known.items() if value is not None},
-        )
-        self._ids[draft.number] = self._database.create_new_trial(self._study_id, trial)
+        """Write a proposal whole: parameters, attributes and state."""
+        trial = self._memory.get_trials(deepcopy=False)[draft.number]
+        self._share_distributions(trial)
+        if trial.state == TrialState.FAIL:  # nobody learns from its parameters: they would only cost time and room
+            trial.params, trial.distributions, trial.system_attrs = {}, {}, {}
+        self._keys[entry.number] = self._database.add_trial(trial, _attributes(entry))
         self._draft = None
         self._put(entry)
 
-    def _end(self, entry: Entry) -> None:
-        """Write that a trial has ended without a result, and why, in one; then tell Optuna."""
-        self._set(entry.number, **{END: _ended(entry)})
-        self._memory.tell(entry.number, state=TrialState.FAIL)
-        self._database.set_trial_state_values(self._ids[entry.number], TrialState.FAIL)
+    def _share_distributions(self, trial: FrozenTrial) -> None:
+        """A parameter has the same distribution in all trials. One object for all saves memory."""
+        shared = self._distributions
+        trial.distributions = {name: shared.setdefault(name, own) for name, own in trial.distributions.items()}
+
+    def _update(self, entry: Entry) -> None:
+        self._database.update_trial(self._keys[entry.number], _attributes(entry, since=self[entry.number]))
         self._put(entry)
 
-    def _tell(self, entry: Entry) -> None:
-        if entry.result is None or entry.price is None:
-            raise RuntimeError(f"trial {entry.number} has no result or no price")
-        values = [float(entry.result["map"]), float(entry.price["ms"])]
-        self._memory.tell(entry.number, values)
-        self._database.set_trial_state_values(self._ids[entry.number], TrialState.COMPLETE, values)
-        self._put(replace(entry, state="done"))
-
-    def _set(self, number: int, **attributes: Any) -> None:
-        for name, value in attributes.items():
-            self._database.set_trial_user_attr(self._ids[number], name, value)
+    def _end(self, entry: Entry, state: TrialState, *values: float) -> None:
+        """A trial has ended: told to the study in memory first, which refuses values that are no numbers."""
+        self._memory.tell(entry.number, values or None, state)
+        self._database.update_trial(self._keys[entry.number], _attributes(entry, since=self[entry.number]), state, values)
+        self._put(entry)
 
     def _put(self, entry: Entry) -> Entry:
+        if entry.number in self._entries:
+            self.counts[self._entries[entry.number].state] -= 1
+        self.counts[entry.state] += 1
         self._entries[entry.number] = entry
         return entry
 
 
-def _open(path: Path, *, create: bool) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=not create
-    )
-    if not create:
-        return storage, optuna.load_study(study_name=RUNG, storage=storage)
-    study = optuna.create_study(study_name=RUNG, storage=storage, directions=DIRECTIONS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names(["mAP50-95", "latency ms"])
-    study.set_user_attr("version", VERSION)
-    return storage, study
+def _charged(entry: Entry, seconds: float, outcome: str) -> Entry:
+    """The entry with the seconds and the outcome of its latest attempt."""
+    return replace(entry, attempts=(*entry.attempts[:-1], {"seconds": round(seconds, 3), "outcome": outcome}))
 
 
-def _ended(entry: Entry) -> dict[str, str | None] | None:
-    return {"state": entry.state, "reason": entry.reason} if entry.state in {"rejected", "failed"} else None
+def _attributes(entry: Entry, since: Entry | None = None) -> dict[str, Any]:
+    """What the database keeps of an entry, plain data: all that is known, or what has come to be known since."""
+    known = {
+        "architecture": {"id": entry.architecture.id, **entry.architecture.to_dict()},
+        "price": entry.price,
+        "result": entry.result,
+        "attempts": entry.attempts or None,
+        END: {"state": entry.state, "reason": entry.reason} if entry.state in {"rejected", "failed"} else None,
+    }
+    before = {} if since is None else _attributes(since)
+    return {name: value for name, value in known.items() if value is not None and value != before.get(name)}
 
 
 def _entry(trial: FrozenTrial) -> Entry:
-    """A trial as it lies in the database. A result or an end counts, told to Optuna or not: it is written first."""
+    """A trial as it lies in the database."""
     attrs = trial.user_attrs
     attempts = tuple(attrs.get("attempts", ()))
     end = attrs.get(END, {"state": "queued", "reason": None})

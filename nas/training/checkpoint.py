@@ -16,6 +16,10 @@ from nas.errors import InputError
 from nas.files import write_whole
 
 
+class StateError(InputError):
+    """A file is not the state of the training that was to go on from it."""
+
+
 def write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Replace `path` in one step by these tensors and facts (plain JSON data).
 
@@ -28,11 +32,11 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, A
 
 
 def read_state(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_state` wrote, tensors on `device`. Raises InputError for a file that is none of ours."""
+    """What `write_state` wrote, tensors on `device`. Raises StateError for a file that is none of ours."""
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             facts = json.loads(file.metadata()["facts"])
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118  (not a mapping)
     except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
         problem = str(error).splitlines()[0]
-        raise InputError(f"{path}: not the state of a training: {problem}", "remove it: the trial starts anew") from error
+        raise StateError(f"{path}: not the state of a training: {problem}", "remove it: the trial starts anew") from error

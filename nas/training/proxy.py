@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nas.errors import InputError, NasError
 from nas.training.augment import Batches, generator_of
-from nas.training.checkpoint import read_state, write_state
+from nas.training.checkpoint import StateError, read_state, write_state
 from nas.training.recipe import Leg, Recipe, legs_of, rate
 from nas.yolo.criterion import Criterion
 from nas.yolo.decode import Images
@@ -104,7 +104,8 @@ def train_proxy(
 
     Raises:
         DivergedError: the loss or the gradient is no longer finite.
-        InputError: no images, rungs that do not rise, no such rung, or the state of another training.
+        InputError: no images, rungs that do not rise, no such rung.
+        StateError: `state` is of another training, or damaged.
         OSError: the state cannot be written.
     """
     began = time.perf_counter()
@@ -228,10 +229,10 @@ class Training:
         write_state(path, tensors, facts)
 
     def load(self, path: Path) -> None:
-        """Go on where a training with equal arguments was saved. Raises InputError for the state of another one."""
+        """Go on where a training with equal arguments was saved. Raises StateError for the state of another one."""
         tensors, facts = read_state(path, self._device)
         if facts["identity"] != json.loads(json.dumps(self._identity)):
-            raise InputError(f"{path}: the state of another training", "remove it: the trial starts anew")
+            raise StateError(f"{path}: the state of another training", "remove it: the trial starts anew")
         self._model.load_state_dict({name: tensors[f"model.{name}"] for name in self._model.state_dict()})
         self.average.restore([tensors[f"average.{index}"] for index in range(len(self.average.means))], facts["averaged"])
         for index, weight in enumerate(self._weights):

@@ -10,11 +10,7 @@ import os
 # While loading a checkpoint whose classes are missing, Ultralytics would pip-install a package of that module's name.
 os.environ.setdefault("YOLO_AUTOINSTALL", "False")
 
-import torch
-
-import _yolo_placement_search
+import _yolo_placement_search  # noqa: F401  (checkpoints name it; restricted loading then knows it)
 from nas.yolo.parser import register
 
 register()
-# With ULTRALYTICS_SAFE_LOAD=1 only known names may be called while a checkpoint is read: ours is this one.
-torch.serialization.add_safe_globals([(_yolo_placement_search.restore, "_yolo_placement_search.restore")])

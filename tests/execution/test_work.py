@@ -13,11 +13,12 @@ from ultralytics import YOLO
 from nas.dataset.description import read_dataset
 from nas.dataset.labels import read_labels
 from nas.errors import InputError, NasError, UnreachableError
-from nas.execution.work import TrainJob, price, train, try_weights
+from nas.execution.work import TrainJob, images_of, price, train, try_weights
 from nas.seeds import derive
 from nas.space.architecture import model_yaml
 from nas.space.reader import whole_skeleton
 from nas.training import proxy
+from nas.yolo.metrics import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
         root=str(root),
         cache=str(tmp_path_factory.mktemp("cache")),
         imgsz=64,
-        epochs=2,
+        rungs=[2],
         batch=8,
         lr0=0.004,
         held_out=0.25,
@@ -56,7 +57,7 @@ def trained(job: TrainJob, trial: int) -> tuple[dict, list]:
     """What a trial of seed 0 tells, without what may differ between two executions."""
     reports: list = []
     told = train(asdict(job), derive(0, trial, "train"), reports.append)
-    assert set(told) == {"map", "map50", "box_map", "loss_curve", "epochs", "seconds", "precision", "pid"}
+    assert set(told) == {"map", "map50", "box_map", "loss_curve", "epochs", "resumed_at", "seconds", "precision", "pid"}
     for each in (told, *reports):
         assert each.pop("seconds") > 0
     assert told.pop("pid") > 0
@@ -79,13 +80,63 @@ def test_only_train_is_divided_and_scored(job: TrainJob, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(proxy, "train_proxy", spy)
     for seed in (0, 1):
-        train(asdict(replace(job, data=str(yaml), root=str(dataset.root), epochs=1, split_seed=seed)), 0, lambda report: None)
+        train(asdict(replace(job, data=str(yaml), root=str(dataset.root), rungs=[1], split_seed=seed)), 0, lambda report: None)
         parts = dataset.split(job.held_out, seed)
         assert [len(part) for part in parts] == [18, 6]
         assert not set(parts[0]) & set(parts[1])
         assert seen[-1] == [[read_labels(dataset.train[i], 2).tolist() for i in part] for part in parts]
     assert len({str(labels) for part in seen[0] for labels in part}) == 24, "labels tell the images apart"
     assert seen[0] != seen[1]
+
+
+def test_a_host_decodes_once_whatever_the_split_and_the_share(job: TrainJob, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    parts = [
+        images_of(job.data, job.root, cache, 64, 0.25, seed, False, share) for seed, share in ((0, 1.0), (1, 0.5), (1, 1.0))
+    ]
+    assert len(list((tmp_path / "cache" / "images").glob("*.sizes.npy"))) == 1
+    assert [(len(fit), len(rest)) for fit, rest, _ in parts] == [(18, 6), (9, 6), (18, 6)]
+    half, whole = ({str(label) for label in fit.labels} for fit, _, _ in parts[1:])
+    assert half < whole
+    for fit, rest, _ in parts:
+        for part in (fit, rest):
+            for index, label in enumerate(part.labels):  # pixels and labels still belong together
+                (kind, x, y, _, _) = label[0]
+                middle = part.read(slice(index, index + 1))[0, :, int(y * 64), int(x * 64)]
+                assert middle[2 - int(kind)] == 255
+
+
+def test_weights_that_are_kept_load_in_ultralytics(job: TrainJob, tmp_path: Path) -> None:
+    told = train(
+        asdict(replace(job, keep=str(tmp_path / "trial" / "weights.pt"), names=["blue", "green"])), 0, lambda report: None
+    )
+    assert [path.name for path in (tmp_path / "trial").iterdir()] == ["weights.pt"]
+    yolo = YOLO(tmp_path / "trial" / "weights.pt")
+    assert yolo.names == {0: "blue", 1: "green"} and yolo.task == "detect"
+    _, rest, nc = images_of(job.data, job.root, job.cache, 64, job.held_out, job.split_seed, False)
+    again = evaluate(yolo.model, rest, nc, batch=8, device=torch.device("cpu"))
+    assert again.boxes.map == pytest.approx(told["map"], abs=0.01)  # half precision
+
+
+def test_out_of_memory_is_tried_again_with_half_the_batch(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, whole = [], proxy.train_proxy
+
+    def scarce(*args, recipe, **how):
+        seen.append((recipe.batch, recipe.accumulate))
+        if recipe.batch > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*args, recipe=recipe, **how)
+
+    monkeypatch.setattr(proxy, "train_proxy", scarce)
+    reports: list = []
+    largest = 4
+    told = train(asdict(job), 0, reports.append)
+    assert seen == [(8, 1), (4, 2)] and told["halved"]
+    assert "out of memory at batch 8" in reports[0]["note"]
+    largest = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        train(asdict(job), 0, reports.append)
+    assert len(seen) == 4
 
 
 def test_equal_seeds_repeat_and_others_do_not(job: TrainJob) -> None:
@@ -100,7 +151,7 @@ def test_equal_seeds_repeat_and_others_do_not(job: TrainJob) -> None:
 def test_a_checkpoint_is_where_training_starts(job: TrainJob, tmp_path: Path) -> None:
     torch.manual_seed(3)
     YOLO("yolo11n.yaml").save(tmp_path / "stock.pt")
-    start = replace(job, weights=str(tmp_path / "stock.pt"), epochs=1)
+    start = replace(job, weights=str(tmp_path / "stock.pt"), rungs=[1])
     first = train(asdict(start), 7, lambda report: None)
     assert first["transferred"] == (493, 499)  # other classes than the checkpoint's
     again = train(asdict(start), 7, lambda report: None)
@@ -125,7 +176,7 @@ def test_a_segmentation_model_is_scored_by_its_masks(job: TrainJob, tmp_path: Pa
         label.write_text(f"{kind} {x} {y} {x + 0.5} {y} {x + 0.5} {y + 0.5} {x} {y + 0.5}\n")
     space = whole_skeleton("yolo11n-seg.yaml")
     model = model_yaml(space.skeleton, space.baseline, 2)
-    segment = replace(job, model=model, data=str(tmp_path / "data" / "data.yaml"), root=str(tmp_path / "data"), epochs=12)
+    segment = replace(job, model=model, data=str(tmp_path / "data" / "data.yaml"), root=str(tmp_path / "data"), rungs=[12])
     told = train(asdict(segment), 0, lambda report: None)
     assert 0.1 < told["map"] <= told["map50"] <= 1 and told["box_map"] > 0.1
     assert told["map"] != told["box_map"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,10 @@ class Books:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.clocks: dict[str, float] = {}
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(entry.state for entry in self.entries)
 
     def seconds(self, name: str) -> float:
         return self.clocks.get(name, 0.0)

@@ -8,7 +8,10 @@ import shutil
 import signal
 import sqlite3
 import sys
+import time
 import warnings
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -18,6 +21,7 @@ from optuna.trial import TrialState
 
 from nas.errors import InputError
 from nas.review.record import STATES
+from nas.runs.database import DIRECTIONS
 from nas.runs.store import LIMIT, Store
 from nas.space.architecture import Architecture, Placement
 
@@ -33,15 +37,13 @@ def test_what_optuna_sees_of_a_trial(make_store, space):
     store.charge(0, 3.25)
     store.charge(0, 4.0, "lost")
     store.start(0)
-    store.charge(0, 10.0, "done")
-    store.finish(0, RESULT)
+    store.finish(0, 10.0, RESULT)
     drawn = store.propose(space, "random", 0)
     store.reject(1, "over-latency", {"ms": 9.0})
     store.propose(space, "random", 0)
     store.queue(2, PRICE, -1.0)
     store.start(2)
-    store.charge(2, 1.0, "failed")
-    store.fail(2, "diverged")
+    store.fail(2, 1.0, "diverged")
     store.propose(space, "random", 0)
     store.queue(3, PRICE, -1.0)
 
@@ -69,6 +71,49 @@ def test_what_optuna_sees_of_a_trial(make_store, space):
     assert Store(folder, create=False).entries == store.entries
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_the_rows_are_those_that_optuna_writes(make_store, space, tmp_path, monkeypatch, sampler):
+    """Its own storage, given the same trials, puts the same into every table; in any time zone."""
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    try:
+        folder, store = make_store()
+        store.propose(space, sampler, 0, space.baseline)
+        store.queue(0, PRICE, 0.5)
+        for number in range(1, 20):
+            store.propose(space, sampler, 0)
+            if number % 4 == 3:
+                store.reject(number, "repeat")
+                continue
+            store.queue(number, PRICE, -1.0)
+            if number % 4 == 2:
+                store.start(number)
+                store.finish(number, 1.0, RESULT | {"map": number / 100})
+            elif number % 8 == 1:
+                store.start(number)
+                store.fail(number, 1.0, "diverged")
+        now, trials = datetime.now(), read(folder).trials
+        other = optuna.create_study(study_name="rung0", storage=f"sqlite:///{tmp_path / 'other.db'}", directions=DIRECTIONS)
+        other.add_trials(trials)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING}
+    for moment in [t.datetime_start for t in trials] + [t.datetime_complete for t in trials if t.state.is_finished()]:
+        assert timedelta(0) <= now - moment < timedelta(minutes=5)
+    for table, columns in {
+        "trials": "trial_id, number, study_id, state, datetime_start, datetime_complete",
+        "trial_params": "trial_id, param_name, param_value, distribution_json",
+        "trial_values": "trial_id, objective, value, value_type",
+        "trial_user_attributes": "trial_id, key, value_json",
+        "trial_system_attributes": "trial_id, key, value_json",
+        "trial_intermediate_values": "*",
+        "trial_heartbeats": "*",
+    }.items():
+        query = f"SELECT {columns} FROM {table} ORDER BY 1, 2"
+        assert execute(folder / "study.db", query) == execute(tmp_path / "other.db", query), table
+
+
 def test_a_baseline_that_the_space_cannot_express(make_store, space):
     folder, store = make_store()
     placement = Placement("neck.topdown.P3", 16, "keep", 32, 1)
@@ -77,7 +122,7 @@ def test_a_baseline_that_the_space_cannot_express(make_store, space):
     assert store.propose(space, "tpe", 0, foreign).architecture == foreign
     store.queue(0, PRICE, None)
     store.start(0)
-    store.finish(0, RESULT)
+    store.finish(0, 1.0, RESULT)
     trial = read(folder).trials[0]
     assert (trial.params, trial.values, trial.constraints) == ({}, [0.25, 2.0], {})
     assert Store(folder, create=False)[0].architecture == foreign
@@ -159,8 +204,8 @@ SCRIPT = [
     lambda store, space: (store.propose(space, "random", 0, space.baseline), store.queue(0, PRICE, 0.5)),
     lambda store, space: store.start(0),
     lambda store, space: store.add_seconds(wall=2.0, lane=0.0),
-    lambda store, space: store.charge(0, 7.0, "done"),
-    lambda store, space: store.finish(0, RESULT),
+    lambda store, space: store.charge(0, 3.5),
+    lambda store, space: store.finish(0, 7.0, RESULT),
     lambda store, space: (store.propose(space, "random", 0), store.reject(1, "over-latency", {"ms": 9.0})),
     lambda store, space: (
         store.propose(space, "random", 0, next(space.neighbours(space.baseline))),
@@ -169,8 +214,7 @@ SCRIPT = [
     lambda store, space: store.start(2),
     lambda store, space: store.charge(2, 1.0, "lost"),
     lambda store, space: store.start(2),
-    lambda store, space: store.charge(2, 2.0, "failed"),
-    lambda store, space: store.fail(2, "diverged"),
+    lambda store, space: store.fail(2, 2.0, "diverged"),
     lambda store, space: (store.propose(space, "random", 0), store.queue(3, PRICE, -0.5)),
     lambda store, space: store.reject(3, "over-latency", PRICE),
 ]
@@ -187,11 +231,17 @@ def test_kill_9_at_any_commit_loses_nothing_and_doubles_nothing(make_store, spac
         write(store, space)
         copies.append(copy(whole, tmp_path / str(number)))
     states = [view(reopened(copy(folder, tmp_path / f"{folder.name} reopened"))) for folder in copies]
+
+    def once(folder, write, commit):
+        store = Store(folder, create=False)
+        kill_at(commit)
+        write(store, space)
+
     kills = 0
     for number, write in enumerate(SCRIPT):
         for commit in range(1, 100):
             folder = copy(copies[number], tmp_path / f"{number} killed at {commit}")
-            if not killed(folder, write, space, commit):
+            if not killed(partial(once, folder, write, commit)):
                 assert view(reopened(folder)) == states[number + 1]
                 break
             kills += 1
@@ -203,7 +253,24 @@ def test_kill_9_at_any_commit_loses_nothing_and_doubles_nothing(make_store, spac
             assert view(again) == view(store)
             check_goes_on(again, space)
             check_optuna(folder, again)
-    assert kills > len(SCRIPT)
+    assert kills == len(SCRIPT)  # each is one transaction
+
+
+def test_kill_9_while_a_store_is_made_leaves_all_or_none_of_it(tmp_path):
+    def make(folder, commit):
+        kill_at(commit)
+        Store(folder, create=True)
+
+    there = []
+    for commit in range(1, 100):
+        folder = tmp_path / str(commit)
+        folder.mkdir()
+        if not killed(partial(make, folder, commit)):
+            break
+        there.append((folder / "study.db").exists())
+        assert len(Store(folder, create=not there[-1])) == 0
+    assert there.count(False) > 3
+    assert [path.name for path in folder.iterdir()] == ["study.db"]
 
 
 def copy(folder: Path, to: Path) -> Path:
@@ -218,14 +285,12 @@ def reopened(folder: Path) -> Store:
     return store
 
 
-def killed(folder: Path, write, space, commit: int) -> bool:
-    """Whether a child that does one write died at the given commit of it, by its own `kill -9`."""
+def killed(write) -> bool:
+    """Whether a child that does one write died of its own `kill -9`."""
     child = os.fork()
     if child == 0:
         try:
-            store = Store(folder, create=False)
-            kill_at(commit)
-            write(store, space)
+            write()
         except BaseException as error:
             sys.stderr.write(f"{error!r}\n")
             os._exit(1)
@@ -273,8 +338,7 @@ def check_goes_on(store: Store, space) -> None:
         for entry in store.entries:
             if store[entry.number].state == "queued":
                 store.start(entry.number)
-                store.charge(entry.number, 1.0, "done")
-                store.finish(entry.number, RESULT)
+                store.finish(entry.number, 1.0, RESULT)
         store.queue(store.propose(space, "tpe", 0).number, PRICE, 0.5)
     assert {e.state for e in store.entries[:-1]} <= {"done", "failed", "rejected"}
 

@@ -83,7 +83,7 @@ def test_restricted_loading_knows_our_blocks(checkpoint: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         expected = YOLO(checkpoint).model.eval()(torch.linspace(0, 1, 3 * 64 * 96).reshape(1, 3, 64, 96))[0]
-    assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected, rtol=1e-4, atol=1e-3)
 
 
 def through_a_file(stage: Stage) -> Stage:
@@ -120,8 +120,8 @@ def test_every_stage_comes_back_as_it_was(row: str) -> None:
 def test_a_block_that_is_not_there_is_named() -> None:
     import _yolo_placement_search
 
-    made_of, fused, tensors, kept = Stage("RepViT", 8, 8, 1).__reduce__()[1]
+    made_of, *others = Stage("RepViT", 8, 8, 1).__reduce__()[1]
     with pytest.raises(InputError, match="holds a block 'RepVitt'"):
-        _yolo_placement_search.restore({**made_of, "row": "RepVitt"}, fused, tensors, kept)
+        _yolo_placement_search.restore({**made_of, "row": "RepVitt"}, *others)
     with pytest.raises(InputError, match="'RepViT' cannot be rebuilt"):
-        _yolo_placement_search.restore({**made_of, "depth": 2}, fused, tensors, kept)
+        _yolo_placement_search.restore({**made_of, "depth": 2}, *others)

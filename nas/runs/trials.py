@@ -1,0 +1,67 @@
+"""What a trial leaves on disk, `trials/NNNN/` of a run folder: its weights, the state of a training that may go on, and
+why it failed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from nas.runs.store import Entry
+from nas.search.front import front_indices
+
+
+class TrialFolders:
+    """The folders of all trials of a run.
+
+    Weights stay of the trials on the front, and of the baseline; a trial that another one dominates loses them at once.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._front: list[Entry] = []
+
+    def folder(self, number: int) -> Path:
+        """Where a trial's files are; it may not exist."""
+        return self._run / "trials" / f"{number:04d}"
+
+    def state(self, number: int) -> Path:
+        """What an interrupted training goes on from."""
+        return self.folder(number) / "training.safetensors"
+
+    def weights(self, number: int) -> Path:
+        """The trained weights as an Ultralytics checkpoint."""
+        return self.folder(number) / "weights.pt"
+
+    def ended(self, entry: Entry, *, feasible: bool) -> None:
+        """A trial is done: weights that are no longer of use go."""
+        self.state(entry.number).unlink(missing_ok=True)
+        if not feasible:
+            self._forget([] if entry.architecture.is_skeleton else [entry])
+            return
+        known = [*self._front, entry]
+        points = [(e.result["map"], e.price["ms"]) for e in known if e.result and e.price]
+        self._front = [known[index] for index in front_indices(*zip(*points, strict=True))]
+        self._forget(e for e in known if e not in self._front and not e.architecture.is_skeleton)
+
+    def failed(self, number: int, reason: str, detail: str) -> None:
+        """Keep why a trial ended without a result. Raises OSError."""
+        self.state(number).unlink(missing_ok=True)
+        self.folder(number).mkdir(parents=True, exist_ok=True)
+        (self.folder(number) / "failure.txt").write_text(f"{reason}\n\n{detail}\n", encoding="utf-8")
+
+    def export(self, number: int, path: Path) -> bool:
+        """Copy a trial's weights; whether there were any. Raises OSError."""
+        if not self.weights(number).is_file():
+            return False
+        shutil.copyfile(self.weights(number), path)
+        return True
+
+    def _forget(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self.weights(entry.number).unlink(missing_ok=True)
+            if self.folder(entry.number).is_dir() and not any(self.folder(entry.number).iterdir()):
+                self.folder(entry.number).rmdir()
