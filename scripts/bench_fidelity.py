@@ -138,9 +138,9 @@ def for_scores(whole: Job) -> Job:
     """What `work.scores` reads of a training's job."""
     from dataclasses import fields
 
-    from nas.execution.work import ScoresJob
+    from nas.execution.work import ScoreJob
 
-    return {entry.name: whole[entry.name] for entry in fields(ScoresJob) if entry.name in whole}
+    return {entry.name: whole[entry.name] for entry in fields(ScoreJob) if entry.name in whole}
 
 
 def diverse(space: Any, count: int, imgsz: int) -> list[Any]:

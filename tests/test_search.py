@@ -11,6 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ultralytics import YOLO
 
 from nas.dataset.builtin import builtin_dataset
 from nas.dataset.description import read_dataset
@@ -117,10 +118,21 @@ def test_front_and_export_read_the_run(run: Path, home: Path) -> None:
     for pick in ("knee", "fastest", "best", "a761acd8f8", "0"):
         done = subprocess.run([*CLI, "export", "search", "--pick", pick], cwd=home, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        assert (home / done.stdout.strip()).is_file()
+        files = [home / line for line in done.stdout.splitlines()]
+        assert [file.suffix for file in files] == [".yaml", ".pt"]
+        assert all(file.is_file() for file in files)
     missing = subprocess.run([*CLI, "export", "--pick", "neee"], cwd=home, capture_output=True, text=True, timeout=120)
     assert missing.returncode == 2
     assert "knee" in missing.stderr
+
+
+def test_weights_are_kept_of_the_front_and_the_baseline_alone(run: Path) -> None:
+    shown = json.loads((run / "front.json").read_text())["records"]
+    kept = {int(path.parent.name) for path in run.glob("trials/*/weights.pt")}
+    assert kept == {record["trial"] for record in shown}
+    assert not list(run.glob("trials/*/*.safetensors"))
+    yolo = YOLO(run / "trials" / f"{min(kept):04d}" / "weights.pt")
+    assert yolo.task == "detect"
 
 
 def test_the_winner_trains_reloads_and_exports_in_ultralytics(run: Path, home: Path) -> None:

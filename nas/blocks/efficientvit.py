@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 from nas.blocks.common import BlockBase, Chain, ConvNorm, Residual, only_once, settle, widened
 
@@ -83,14 +84,22 @@ class LiteMLA(nn.Module):
         # Sums over all pixels, and a quotient: no place for half precision.
         with torch.autocast(qkv.device.type, enabled=False):
             q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).chunk(3, 2)
-            # Runtimes may choose float16 themselves. The quotient forgets the scale of k and of v with its ones: a mean
-            # instead of a sum over the pixels does not overflow on large maps, and divided between the two, neither
-            # becomes subnormal.
-            root: float = qkv.shape[-1] ** 0.5
-            q, k = q.relu(), k.relu() / root
-            v = F.pad(v, (0, 0, 0, 1), value=1.0) / root
-            y = (v @ k.transpose(-1, -2)) @ q
-            return y[:, :, :-1] / (y[:, :, -1:] + self.eps)
+            return linear_attention(q.relu(), k.relu(), v, self.eps)
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
+    """Means of the values, each weighed by the product of a query and a key: all (N, groups, head_dim, pixels).
+
+    Open to `torch.overrides` as torch's own attention is, for those who look at what a model does.
+    """
+    if has_torch_function((q, k, v)):
+        return handle_torch_function(linear_attention, (q, k, v), q, k, v, eps)
+    # Runtimes may choose float16 themselves. The quotient forgets the scale of k and of v with its ones: a mean instead
+    # of a sum over the pixels does not overflow on large maps, and divided between the two, neither becomes subnormal.
+    root: float = q.shape[-1] ** 0.5
+    v = F.pad(v, (0, 0, 0, 1), value=1.0) / root
+    y = (v @ (k / root).transpose(-1, -2)) @ q
+    return y[:, :, :-1] / (y[:, :, -1:] + eps)
 
 
 class MBConv(nn.Sequential):

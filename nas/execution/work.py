@@ -1,4 +1,4 @@
-"""What workers do: price an architecture, train a proxy. Functions of plain data, called by name in a worker process."""
+"""What workers do: price an architecture, score it untrained, train its proxy. Functions of plain data, called by name."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PRICE = "nas.execution.work:price"
 TRAIN = "nas.execution.work:train"
 TRY_WEIGHTS = "nas.execution.work:try_weights"
+SCORES = "nas.execution.work:scores"
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -38,6 +39,20 @@ class PriceJob:
     imgsz: int
     limit_ms: float | None = None
     weights: str | None = None
+    blocks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """Score `model` untrained, by a few images of the part that a `TrainJob` of the same fields trains on."""
+
+    model: Mapping[str, Any]
+    data: str
+    root: str
+    cache: str
+    imgsz: int
+    held_out: float
+    split_seed: int
     blocks: list[str] = field(default_factory=list)
 
 
@@ -101,6 +116,23 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     session.run()
     report({"quiet": True})
     return as_price(measure(session.run, job.limit_ms), params, gmacs)
+
+
+def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, float]:  # noqa: ARG001  (takes a second)
+    """Zero-cost scores of a `ScoreJob`'s model by name (`nas.training.zero_cost.SCORES`), its weights drawn from `seed`.
+
+    All jobs of one split see the same images. On one thread, so that a score does not depend on how many there are.
+    """
+    import torch  # noqa: PLC0415  (workers only)
+
+    from nas.training.zero_cost import score_batch, zero_cost_scores  # noqa: PLC0415
+
+    job = ScoreJob(**payload)
+    torch.set_num_threads(1)
+    polygons = TASKS[job.model["head"][-1][2]] == "segment"
+    fit, _, _ = images_of(job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed, polygons)
+    torch.manual_seed(seed)
+    return zero_cost_scores(_built(job), score_batch(fit, job.split_seed))
 
 
 def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
@@ -196,7 +228,7 @@ def _model(job: PriceJob | TrainJob) -> tuple[Any, tuple[int, int] | None]:
     return model, transfer(model, read_weights(Path(job.weights))) if job.weights else None
 
 
-def _built(job: PriceJob | TrainJob | WeightsJob) -> Any:
+def _built(job: PriceJob | TrainJob | WeightsJob | ScoreJob) -> Any:
     """The job's model, drawn anew; the user's block files run here, and draw nothing that the model would miss."""
     import torch  # noqa: PLC0415  (workers only)
 

@@ -1,5 +1,6 @@
 """Training as a worker does it, on 24 images of coloured rectangles."""
 
+import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,11 +14,11 @@ from ultralytics import YOLO
 from nas.dataset.description import read_dataset
 from nas.dataset.labels import read_labels
 from nas.errors import InputError, NasError, UnreachableError
-from nas.execution.work import TrainJob, images_of, price, train, try_weights
+from nas.execution.work import ScoreJob, TrainJob, images_of, price, scores, train, try_weights
 from nas.seeds import derive
 from nas.space.architecture import model_yaml
 from nas.space.reader import whole_skeleton
-from nas.training import proxy
+from nas.training import proxy, zero_cost
 from nas.yolo.metrics import evaluate
 
 
@@ -201,3 +202,20 @@ def test_a_segmentation_model_is_scored_by_its_masks(job: TrainJob, tmp_path: Pa
 def test_what_cannot_be_trained(job: TrainJob, changes: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         train(asdict(replace(job, **changes)), 0, lambda report: None)
+
+
+def test_scores_of_a_model_that_nobody_trained(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = {name: value for name, value in asdict(job).items() if name in ScoreJob.__dataclass_fields__}
+    dataset = read_dataset(Path(job.data))
+    fit = [read_labels(dataset.train[i], 2).tolist() for i in dataset.split(job.held_out, job.split_seed)[0]]
+    seen: list = []
+    whole = zero_cost.zero_cost_scores
+    monkeypatch.setattr(zero_cost, "zero_cost_scores", lambda model, batch: seen.append(batch) or whole(model, batch))
+    first, again, other = (scores(payload, derive(0, trial, "scores"), lambda report: None) for trial in (1, 1, 2))
+    assert json.loads(json.dumps(first)) == again == first
+    assert {name for name in first if first[name] == other[name]} == {"log_params", "log_macs"}
+    assert all(torch.equal(seen[0][name], batch[name]) for batch in seen for name in seen[0])
+    boxes = torch.cat([seen[0]["cls"], seen[0]["bboxes"]], 1)
+    assert len(boxes) == zero_cost.BATCH
+    for box in boxes.tolist():
+        assert any(box == pytest.approx(labels[0], abs=1e-5) for labels in fit)

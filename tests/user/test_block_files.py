@@ -392,7 +392,7 @@ def test_a_users_block_may_stand_in_the_skeleton_itself(blocks: Path, tmp_path: 
     space = written(tmp_path / "space.yaml", "skeleton: mine.yaml\nslots: {backbone.P5: {block: [keep, repvit]}}\n")
     _admit([CATALOG["my_block"]], read_space(space))
     space = written(tmp_path / "space.yaml", "skeleton: yolo11n.yaml\nslots: {backbone.P5: {block: [keep, repvit]}}\n")
-    with pytest.raises(InputError, match=r"no slot of .* may hold a block of my_blocks\.py"):
+    with pytest.raises(InputError, match=r"no slot of .* may hold a block of my_blocks.py"):
         _admit([CATALOG["my_block"]], read_space(space))
 
 
