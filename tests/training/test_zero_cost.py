@@ -103,7 +103,7 @@ def test_nwot_forgets_the_scale_of_relu_layers() -> None:
 
 
 def test_every_rectifier_of_a_detector_has_its_bits(batch: Batch) -> None:
-    model = model_of().train()
+    model = deepcopy(model_of()).train()  # all models of a process share one SiLU, their copies do not: no hook may stay there
     bits = []
     for module in model.modules():
         if isinstance(module, nn.SiLU):
