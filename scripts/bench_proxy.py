@@ -98,7 +98,9 @@ def ours(job: Job) -> Any:
     import torch
 
     from nas.training.augment import Augmentation
-    from nas.training.proxy import Recipe, train_proxy
+    from nas.training.precision import training_dtype
+    from nas.training.proxy import train_proxy
+    from nas.training.recipe import Recipe
     from nas.yolo.build import build
 
     fit, held_out, nc = _images(job)
@@ -109,7 +111,16 @@ def ours(job: Job) -> Any:
     model = build(job["model"])
     device = torch.device(job["device"])
     outcome = train_proxy(
-        model, fit, held_out, nc=nc, epochs=job["epochs"], recipe=recipe, seed=job["seed"], device=device, report=lambda _: None
+        model,
+        fit,
+        held_out,
+        nc=nc,
+        rungs=[job["epochs"]],
+        recipe=recipe,
+        seed=job["seed"],
+        device=device,
+        precision=training_dtype(device, Path(job["cache"])),
+        report=lambda _: None,
     )
     return lambda: outcome.map
 
@@ -198,6 +209,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[list[Job], Job]:
     lr = round(0.002 * 5 / (4 + dataset.nc), 6)  # what its optimizer "auto" takes
     as_theirs = {
         "batch": THEIR_BATCH,
+        "accumulate": 64 // THEIR_BATCH,  # its nominal batch
         "lr": lr,
         "warmup": warmup / (steps * THEIR_EPOCHS),
         "weight_decay": 0.0005,
