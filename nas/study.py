@@ -57,7 +57,7 @@ class Study:
         jobs: makes the training job of a model YAML.
         folder: the run folder, for post-mortems.
         watch: called whenever something changed, at least twice a second.
-        record: called after every finished trial.
+        record: called after every trial that has ended.
         blocks: the user's block files that the space needs.
     """
 
