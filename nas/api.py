@@ -46,6 +46,7 @@ def search(
     device: str = "auto",
     executor: str = "local",
     workers: int | None = None,
+    gpus_per_trial: float = 1.0,
     sampler: str = "tpe",
     seed: int = 0,
     weights: str | Path | None = None,
@@ -67,6 +68,7 @@ def search(
         device: `auto`, `cpu` or `cuda`, what proxies train on.
         executor: `local` or `ray`.
         workers: trials trained at once; by default one per GPU, without a GPU one per core.
+        gpus_per_trial: a share such as 0.25 lets so many trials share a GPU, each in a process of its own.
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
         blocks: files with blocks of your own; their code runs, here and in the workers.
         settings: `epochs`, `fraction` of the images, `batch`, `lr0`, `held_out` of the proxy trainings.
@@ -79,6 +81,10 @@ def search(
     gpus = cuda_devices() if device != "cpu" else 0
     if device == "cuda" and gpus == 0:
         raise UnreachableError("--device cuda: no CUDA device found", "use --device cpu")
+    if not 0 < gpus_per_trial <= 1:
+        raise InputError(f"--gpus-per-trial {gpus_per_trial:g}", "give a share above 0 and up to 1, for example 0.25")
+    if gpus_per_trial < 1 and not gpus:
+        raise InputError(f"--gpus-per-trial {gpus_per_trial:g}: proxies do not train on a GPU", "leave it out")
     path, files = find_space(str(space)), _paths(blocks)
     own = load_blocks(*files)
     asked = read_space(path)
@@ -94,7 +100,7 @@ def search(
         imgsz=imgsz if imgsz is not None else (192 if data is None else 640),
         sampler=sampler,
         executor=executor,
-        workers=workers if workers is not None else default_workers(gpus),
+        workers=workers if workers is not None else default_workers(gpus, gpus_per_trial),
         device="cuda" if gpus else "cpu",
         seed=seed,
         weights=None if checkpoint is None else str(checkpoint),

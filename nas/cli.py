@@ -68,6 +68,7 @@ _blocks = click.option(
 @click.option(
     "--workers", type=int, help="Trials trained at once.  [default: one per GPU, else one per core, as memory allows]"
 )
+@click.option("--gpus-per-trial", type=float, default=1.0, show_default=True, help="0.25: four trials share a GPU.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--executor", default="local", show_default=True, help="local (processes of this host) or ray.")
 @click.option("--sampler", default="tpe", show_default=True, help="tpe or random.")

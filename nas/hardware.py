@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -61,9 +63,49 @@ def _model(line: str) -> str:
     return line.partition(" (UUID")[0].rpartition(": ")[2]
 
 
-def default_workers(devices: int) -> int:
-    """One per GPU; without a GPU one per core, as far as memory goes: two processes of one thread beat one of two."""
-    return devices or max(1, min(cores(), _free_memory() // WORKER_BYTES))
+class GpuMeter:
+    """How busy the GPUs that this process may use are, as the driver counts: the share of time in which a kernel ran.
+
+    Args:
+        seconds: between two looks.
+    """
+
+    def __init__(self, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._next = clock()
+        self._look: subprocess.Popen[str] | None = None
+        self._seen: list[float] = []
+
+    def update(self) -> None:
+        """Look again if it is time; to be called often. Never waits: what the driver says is taken in at a later call."""
+        if self._look is not None and self._look.poll() is not None:
+            told = self._look.communicate()[0].split()
+            shares = [float(word) / 100 for word in told if word.replace(".", "", 1).isdecimal()]
+            self._seen += [sum(shares) / len(shares)] if shares else []
+            self._look = None
+        if self._look is None and self._clock() >= self._next and (tool := shutil.which("nvidia-smi")):
+            self._next = self._clock() + self._seconds
+            asked = [tool, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", f"--id={','.join(gpus())}"]
+            self._look = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    @property
+    def latest(self) -> float | None:
+        """The last look, 0..1; None before the first."""
+        return self._seen[-1] if self._seen else None
+
+    @property
+    def mean(self) -> float | None:
+        """Over all looks, 0..1; None before the first."""
+        return sum(self._seen) / len(self._seen) if self._seen else None
+
+
+def default_workers(devices: int, gpus_per_trial: float = 1.0) -> int:
+    """One per GPU, or as many as share it; without a GPU one per core, as far as memory goes: two processes of one thread
+    beat one of two.
+    """
+    if devices:
+        return max(1, int(devices / gpus_per_trial + 1e-9))
+    return max(1, min(cores(), _free_memory() // WORKER_BYTES))
 
 
 def _free_memory() -> int:

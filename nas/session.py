@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from nas.errors import StoppedError, WeightsError
 from nas.execution.executor import Attempt, Executor, Result
 from nas.execution.executor import Progress as Report
 from nas.execution.work import TRY_WEIGHTS, TrainJob, WeightsJob
-from nas.hardware import cuda_devices, threads_per_worker, worker_environment
+from nas.hardware import GpuMeter, cuda_devices, threads_per_worker, worker_environment
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.outcome import Tables
@@ -58,7 +58,12 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
 
         tables = Tables(folder, config, space.skeleton, store, ledger)
 
+        meter = GpuMeter() if config.device == "cuda" else None
+
         def watch(status: Status) -> None:
+            if meter is not None:
+                meter.update()
+                status = replace(status, gpus_busy=meter.latest)
             progress(status)
             tables.update()
 
@@ -89,6 +94,10 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
                     )
                     with _interruptible(study):
                         store.put_fact("stopped_because", study.run())
+                if meter is not None and meter.mean is not None:
+                    busy = f"the GPUs were busy for {meter.mean:.0%} of the time"
+                    log.info(busy)
+                    progress.say(busy)
         except STORE_ERRORS as error:
             # Optuna wraps what SQLite says of a full or read-only disk.
             raise OSError(f"the store: {str(error).splitlines()[0]}") from error

@@ -1,6 +1,7 @@
 """GPUs as a stand-in for the driver's tool lists them."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,3 +78,34 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [e["OMP_NUM_THREADS"] for e in environments] == ["4", "4"]
     assert hardware.worker_environment(1, "cpu", threads=1)[0]["OMP_NUM_THREADS"] == "1"
     assert environments[0]["YOLO_OFFLINE"] == "1" and environments[0]["YOLO_AUTOINSTALL"] == "False"
+
+
+def test_how_busy_the_gpus_are(driver: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(f"""case "$1" in
+-L) cat <<END
+{H100S}END
+;;
+*) echo "$@" >> "$0.asked"; echo 90; echo 50 ;;
+esac""")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    clock = [0.0]
+    meter = hardware.GpuMeter(10.0, lambda: clock[0])
+    assert meter.latest is None and meter.mean is None
+    for clock[0] in (0.0, 5.0, 10.0):
+        before = meter._look
+        meter.update()
+        if meter._look is not None and meter._look is not before:
+            meter._look.wait(10)
+    clock[0] = 19.0
+    meter.update()
+    assert meter.latest == meter.mean == pytest.approx(0.7)
+    assert len(meter._seen) == 2  # at 0 and at 10
+    asked = Path(f"{shutil.which('nvidia-smi')}.asked").read_text().splitlines()
+    assert asked == ["--query-gpu=utilization.gpu --format=csv,noheader,nounits --id=0,2"] * 2
+
+
+def test_trials_that_share_a_gpu(driver: Callable) -> None:
+    driver(f"cat <<END\n{H100S}END")
+    assert [hardware.default_workers(3, share) for share in (1.0, 0.5, 0.25, 0.3)] == [3, 6, 12, 10]
+    masks = [e["CUDA_VISIBLE_DEVICES"] for e in hardware.worker_environment(6, "cuda")]
+    assert masks == ["0", "1", "2"] * 2

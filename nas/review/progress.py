@@ -22,7 +22,7 @@ class Status:
     """How a search stands.
 
     `running` is trial -> (epoch, epochs); `share` of the budget that is used, 0..1; `baseline` and `best` (the best
-    within the limit) are (mAP50-95, latency in ms).
+    within the limit) are (mAP50-95, latency in ms); `gpus_busy` is the share of time in which the GPUs work, 0..1.
     """
 
     phase: str
@@ -33,6 +33,7 @@ class Status:
     wall_seconds: float
     baseline: tuple[float, float] | None
     best: tuple[float, float] | None
+    gpus_busy: float | None = None
 
     @property
     def facts(self) -> list[str]:
@@ -43,6 +44,8 @@ class Status:
             facts.append(f"baseline mAP {self.baseline[0]:.3f} at {self.baseline[1]:.2f} ms")
         if self.best:
             facts.append(f"best {self.best[0]:.3f} at {self.best[1]:.2f} ms")
+        if self.gpus_busy is not None:
+            facts.append(f"GPUs {self.gpus_busy:.0%} busy")
         return facts
 
 
