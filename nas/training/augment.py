@@ -45,6 +45,16 @@ class Augmentation:
     hsv_s: float = 0.0
     hsv_v: float = 0.0
 
+    @property
+    def moves(self) -> bool:
+        """Whether pixels come to lie between those of the image; a flip alone does not do that."""
+        return bool(self.mosaic or self.scale or self.translate)
+
+    @property
+    def colours(self) -> bool:
+        """Whether colours change."""
+        return bool(self.hsv_h or self.hsv_s or self.hsv_v)
+
 
 def generator_of(*seeds: int) -> torch.Generator:
     """A generator on the CPU for this seed, epoch and step; near seeds give unrelated streams."""
@@ -94,9 +104,15 @@ class Batches:
 
         zoom, centre, flip = self._affine(joined, canvas_side, how, random)
         colours = _colour_matrices(count, how, random)
-        pixels = self._sample(tiles, owner, corner, canvas_side, zoom * flip, centre)
-        pixels = pixels.flatten(2).transpose(1, 2) @ colours.transpose(1, 2).to(self.device)  # channels come last
-        image = pixels.clamp_(0, 1).view(count, side, side, 3).permute(0, 3, 1, 2)
+        if how.moves:
+            image = self._sample(tiles, owner, corner, canvas_side, zoom * flip, centre)
+        else:  # a tenth of a short training's time, saved: nothing needs to be resampled
+            image = self._read(tiles).float().div_(255)
+            image = torch.where((flip < 0).view(-1, 1, 1, 1).to(self.device), image.flip(-1), image)
+        if how.colours:
+            pixels = image.flatten(2).transpose(1, 2) @ colours.transpose(1, 2).to(self.device)  # channels come last
+            image = pixels.clamp_(0, 1).view(count, side, side, 3).permute(0, 3, 1, 2)
+        image = image.contiguous(memory_format=torch.channels_last)
         move = _Move(tiles, owner, corner, zoom, centre, flip, side)
         targets = self._boxes(move) if self.images.polygons is None else self._masks(move, self.images.polygons)
         return {"img": image, **{name: values.to(self.device) for name, values in targets.items()}}
@@ -116,10 +132,7 @@ class Batches:
     def _sample(self, tiles: Tensor, owner: Tensor, corner: Tensor, canvas_side: int, zoom_x: Tensor, centre: Tensor) -> Tensor:
         """The pixels (B, 3, S, S) in 0..1: tiles laid on canvases, which are resampled once."""
         side = self.images.imgsz
-        if self._resident is not None:
-            raw = self._resident[tiles.to(self.device)]
-        else:
-            raw = torch.from_numpy(self.images.read(tiles.numpy())).to(self.device)
+        raw = self._read(tiles)
         canvas = torch.zeros(len(centre), 3, canvas_side, canvas_side, device=self.device)
         values = raw.float().sub_(GREY).div_(255)  # grey becomes 0, the value that resampling finds outside the canvas
         for value, sample, (x, y) in zip(values, owner.tolist(), corner.tolist(), strict=True):
@@ -131,6 +144,12 @@ class Batches:
         theta[:, :, 2] = 2 * centre / canvas_side - 1
         grid = affine_grid(theta.to(self.device), [len(centre), 3, side, side], align_corners=False)
         return grid_sample(canvas, grid, align_corners=False).add_(GREY / 255)
+
+    def _read(self, tiles: Tensor) -> Tensor:
+        """The pixels of some images, uint8 (T, 3, S, S), on the device."""
+        if self._resident is not None:
+            return self._resident[tiles.to(self.device)]
+        return torch.from_numpy(self.images.read(tiles.numpy())).to(self.device)
 
     def _boxes(self, move: _Move) -> dict[str, Tensor]:
         """The labels of the tiles where the pixels went."""
