@@ -149,6 +149,8 @@ def read_dataset(path: Path, root: Path | None = None, *, polygons: bool = False
         good["test"] = []
     if shared := len({*map(os.path.realpath, found["train"])} & {*map(os.path.realpath, found["val"])}):
         problems.append(f"{path}: {shared} images of 'val' are in 'train' too; accuracy on 'val' will flatter")
+    if absent := _absent(names, good["train"]):
+        problems.append(f"{path}: {absent}; no architecture can learn that")
     lines = sorted(image.digest_line for images in checked.values() for image in images)
     return Dataset(
         yaml=path,
@@ -364,6 +366,16 @@ def _faults(path: Path, checked: dict[str, list[_Checked]]) -> list[str]:
             f"correct these; up to {TOLERATED_FAULTS:.0%} would be left out",
         )
     return [f"{fault.message}; the image is left out" for fault in faults]
+
+
+def _absent(names: tuple[str, ...], images: list[_Checked]) -> str:
+    """The classes that no image of `train` shows, in words; none gives nothing."""
+    seen = {label for image in images for label in image.classes}
+    absent = [name for label, name in enumerate(names) if label not in seen]
+    if not absent:
+        return ""
+    listed = ", ".join(f"'{name}'" for name in absent[:5]) + (", …" if len(absent) > 5 else "")
+    return f"{len(absent)} of {len(names)} classes never occur in 'train': {listed}"
 
 
 def _refuse_unlabelled(document: Document, split: str, images: list[_Checked]) -> None:

@@ -16,9 +16,10 @@ from nas.errors import InputError
 
 YAML = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
 GOOD = "0 0.5 0.5 0.2 0.2\n"
+BOTH = GOOD + "1 0.4 0.4 0.2 0.2\n"  # every class occurs
 
 
-def make(root: Path, yaml: str = YAML, train: int = 3, val: int = 2, label: str | None = GOOD) -> Path:
+def make(root: Path, yaml: str = YAML, train: int = 3, val: int = 2, label: str | None = BOTH) -> Path:
     """A dataset whose images are never decoded; a label of None writes no label files."""
     for split, count in (("train", train), ("val", val)):
         for index in range(count):
@@ -56,7 +57,7 @@ def test_every_form_of_description_is_read(tmp_path, yaml, names):
         write(root / "images/train/0.txt", "./a.jpg\n")
         for name in "abc":
             write(root / f"images/train/{name}.jpg", "pixels")
-            write(root / f"labels/train/{name}.txt", GOOD)
+            write(root / f"labels/train/{name}.txt", BOTH)
     write(root / "train.txt", f"./images/train/0.jpg\nimages/train/1.jpg\n\n{root}/images/train/2.jpg\n")
     dataset = read_dataset(root / "data.yaml")
     assert dataset.names == names
@@ -130,7 +131,7 @@ def test_segmentation_refuses_boxes_in_one_line(tmp_path):
 
 
 def test_a_few_boxes_among_polygons_are_left_out_and_said(tmp_path):
-    yaml = make(tmp_path, train=197, val=3, label=TRIANGLE)
+    yaml = make(tmp_path, train=197, val=3, label=TRIANGLE + TRIANGLE.replace("0", "1", 1))
     write(tmp_path / "labels/train/7.txt", GOOD)
     dataset = read_dataset(yaml, polygons=True)
     assert len(dataset.train) == 196
@@ -261,6 +262,12 @@ def test_an_unusable_test_part_and_shared_images_are_reported_only(tmp_path):
     assert ["not used" in problem for problem in missing.problems] == [True, False]
     assert "3 images of 'val' are in 'train' too" in missing.problems[1]
     assert "'test' has no labelled object" in unlabelled.problems[0]
+
+
+def test_a_class_that_never_occurs_is_said(tmp_path):
+    yaml = make(tmp_path, YAML.replace("[cat, dog]", "[cat, dog, cow, hen, pig, owl, bat, fox]"))
+    (problem,) = read_dataset(yaml).problems
+    assert "6 of 8 classes never occur in 'train': 'cow', 'hen', 'pig', 'owl', 'bat', …" in problem
 
 
 def test_copies_share_the_digest_and_any_change_changes_it(tmp_path):
