@@ -16,7 +16,7 @@ from nas.blocks.register import digest_of, file_of
 from nas.blocks.user import load_blocks
 from nas.config import Budget, RunConfig, parse_latency
 from nas.dataset.description import Dataset, read_dataset
-from nas.errors import InputError, UnreachableError, WeightsError
+from nas.errors import InputError, StartError, UnreachableError
 from nas.hardware import cuda_devices, default_workers
 from nas.latency.target import Target
 from nas.review.progress import Progress, Quiet
@@ -116,7 +116,7 @@ def search(
         folders.write_config(folder, config, command)
         digest = None if checkpoint is None else _digest(checkpoint)
         folders.write_manifest(folder, dataset.digest, dataset.names, measured_on.stamp(), digest)
-    with folders.removed_on_failure(folder, WeightsError):
+    with folders.removed_on_failure(folder, StartError):
         return run_session(folder, config, dataset, progress or Quiet(), command)
 
 

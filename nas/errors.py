@@ -31,8 +31,8 @@ class InputError(NasError):
     exit_code = 2
 
 
-class WeightsError(InputError):
-    """A checkpoint that proxies were to start from cannot be used; nothing was trained."""
+class StartError(InputError):
+    """What proxies were to start from, a checkpoint or the images, cannot be used; nothing was trained."""
 
 
 class InfeasibleError(NasError):

@@ -14,7 +14,7 @@ from typing import Any
 from nas.cache import cache_root, room_for_images
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
-from nas.errors import StoppedError, WeightsError
+from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Executor, Result
 from nas.execution.executor import Progress as Report
 from nas.execution.work import TRY_WEIGHTS, TrainJob, WeightsJob
@@ -131,7 +131,7 @@ def _try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str
     """What a checkpoint gives to the unmodified skeleton, in words, and the seconds that it took to find out.
 
     Raises:
-        WeightsError: nothing, or it is no checkpoint.
+        StartError: nothing, or it is no checkpoint.
     """
     executor.start(Attempt("weights", TRY_WEIGHTS, asdict(job)))
     while not (events := [event for event in executor.poll(POLL_SECONDS) if not isinstance(event, Report)]):
@@ -140,7 +140,7 @@ def _try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str
     if not isinstance(event, Result):
         raise StoppedError(f"{job.weights} could not be tried: {event.reason}", f"see {folder / 'workers'}")
     if "fault" in event.data:
-        raise WeightsError(event.data["fault"], event.data["cure"])
+        raise StartError(event.data["fault"], event.data["cure"])
     count, of = event.data["transferred"]
     return f"the skeleton: {count} of {of} tensors from {Path(job.weights).name}", event.seconds
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.config import RunConfig
-from nas.errors import InfeasibleError, StoppedError
+from nas.errors import InfeasibleError, NasError, StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.execution.work import PRICE, TRAIN, PriceJob, TrainJob
 from nas.latency.cache import LatencyCache, model_key
@@ -96,7 +96,7 @@ class Study:
         self._phase = "probe"
         self._stopping: str | None = None
         self._exhausted: str | None = None
-        self._hopeless: StoppedError | None = None
+        self._hopeless: NasError | None = None
 
     def interrupt(self) -> None:
         """Start nothing more; `run` returns when what is running has ended. Safe in a signal handler."""
@@ -109,6 +109,7 @@ class Study:
         Raises:
             InfeasibleError: no probed architecture meets the latency limit; nothing was trained.
             StoppedError: trial after trial fails with the same reason.
+            StartError: there are no images to train on.
         """
         self._ledger.begin()
         try:
@@ -356,7 +357,12 @@ class Study:
             return
         del self._running[event.key]
         self._forget(number)
-        if isinstance(event, Result):
+        if isinstance(event, Result) and "fault" in event.data:
+            self._store.charge(number, event.seconds, "stopped: nothing to train on")
+            self._hopeless = StartError(event.data["fault"], event.data["cure"])
+        elif isinstance(event, Result):
+            if (skipped := event.data.get("skipped")) and number == 0:
+                log.warning("%d images cannot be read and are left out: %s", len(skipped), ", ".join(skipped))
             self._store.finish(number, event.seconds, event.data)
             self._compare(self._store[number])
             if transferred := event.data.get("transferred"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,3 +165,16 @@ def test_without_data_the_built_in_set_is_searched_and_resumed(tmp_path: Path) -
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(finished(tmp_path / "results" / "search")) == 2
+
+
+def test_images_that_nobody_can_read_end_a_search_before_it_costs_anything(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(builtin_dataset().parent, data)
+    for image in read_dataset(data / "data.yaml").train[::20]:
+        image.write_bytes(b"no image")
+    words = ["--data", "data/data.yaml", "--space", "demo", "--imgsz", "32", "--epochs", "1", "--budget", "9trials"]
+    done = subprocess.run([*CLI, "search", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    told = done.stderr.strip().splitlines()[-2:]
+    assert "images cannot be read" in told[0] and "repair or remove them" in told[1]
+    assert not (tmp_path / "results" / "search").exists()

@@ -129,8 +129,7 @@ def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, f
 
     job = ScoreJob(**payload)
     torch.set_num_threads(1)
-    polygons = TASKS[job.model["head"][-1][2]] == "segment"
-    fit, _, _ = images_of(job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed, polygons)
+    fit, _, _ = _images(job)
     torch.manual_seed(seed)
     return zero_cost_scores(_built(job), score_batch(fit, job.split_seed))
 
@@ -138,11 +137,12 @@ def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, f
 def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
     """mAP of a `TrainJob` on the held-out part; reports `{epoch, epochs, loss}` after every epoch.
 
-    With a checkpoint, `transferred` is how many of how many tensors have come from it.
+    With a checkpoint, `transferred` is how many of how many tensors have come from it. Images that cannot be read are listed
+    in `skipped`; where they are too many, there is only `{fault, cure}`: no other trial could do better.
     """
     import torch  # noqa: PLC0415  (workers only)
 
-    from nas.errors import UnreachableError  # noqa: PLC0415
+    from nas.errors import InputError, UnreachableError  # noqa: PLC0415
     from nas.training.checkpoint import StateError  # noqa: PLC0415
     from nas.training.precision import training_dtype  # noqa: PLC0415
     from nas.training.recipe import Recipe  # noqa: PLC0415
@@ -151,6 +151,10 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     if job.device.startswith("cuda") and not torch.cuda.is_available():
         raise UnreachableError("no CUDA device found on this worker", "search with --device cpu")
     torch.set_num_threads(job.threads)
+    try:
+        _images(job)
+    except InputError as error:
+        return {"fault": error.message, "cure": error.hint}
     precision = training_dtype(torch.device(job.device), Path(job.cache))
     recipe = replace(Recipe(), batch=job.batch, lr=job.lr0)
 
@@ -180,10 +184,7 @@ def _trained(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision
     from nas.training.proxy import train_proxy  # noqa: PLC0415
     from nas.yolo.checkpoints import save_checkpoint  # noqa: PLC0415
 
-    polygons = TASKS[job.model["head"][-1][2]] == "segment"
-    fit, held_out, nc = images_of(
-        job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed, polygons, job.fraction
-    )
+    fit, held_out, nc = _images(job)
     torch.manual_seed(seed)
     model, transferred = _model(job)
     outcome = train_proxy(
@@ -238,6 +239,12 @@ def _built(job: PriceJob | TrainJob | WeightsJob | ScoreJob) -> Any:
     with torch.random.fork_rng(devices=[]):
         load_blocks(*job.blocks)
     return build(dict(job.model))
+
+
+def _images(job: TrainJob | ScoreJob) -> tuple[Any, Any, int]:
+    polygons = TASKS[job.model["head"][-1][2]] == "segment"
+    fraction = job.fraction if isinstance(job, TrainJob) else 1.0
+    return images_of(job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed, polygons, fraction)
 
 
 @lru_cache(maxsize=2)

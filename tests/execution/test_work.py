@@ -13,7 +13,7 @@ from ultralytics import YOLO
 
 from nas.dataset.description import read_dataset
 from nas.dataset.labels import read_labels
-from nas.errors import InputError, NasError, UnreachableError
+from nas.errors import NasError, UnreachableError
 from nas.execution.work import ScoreJob, TrainJob, images_of, price, scores, train, try_weights
 from nas.seeds import derive
 from nas.space.architecture import model_yaml
@@ -181,8 +181,8 @@ def test_a_segmentation_model_is_scored_by_its_masks(job: TrainJob, tmp_path: Pa
     told = train(asdict(segment), 0, lambda report: None)
     assert 0.1 < told["map"] <= told["map50"] <= 1 and told["box_map"] > 0.1
     assert told["map"] != told["box_map"]
-    with pytest.raises(InputError, match="a box, where segmentation needs a polygon"):
-        train(asdict(replace(job, model=model)), 0, lambda report: None)
+    boxes = train(asdict(replace(job, model=model)), 0, lambda report: None)
+    assert "a box, where segmentation needs a polygon" in boxes["fault"] and boxes["cure"]
 
 
 @pytest.mark.parametrize(
@@ -194,14 +194,20 @@ def test_a_segmentation_model_is_scored_by_its_masks(job: TrainJob, tmp_path: Pa
             "no CUDA device found on this worker",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
         ),
-        ({"data": "missing.yaml"}, InputError, "missing.yaml"),
-        ({"held_out": 1.5}, InputError, "held-out share"),
         ({"lr0": 1e30}, NasError, "diverged"),
     ],
 )
 def test_what_cannot_be_trained(job: TrainJob, changes: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         train(asdict(replace(job, **changes)), 0, lambda report: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"data": "missing.yaml"}, "missing.yaml"), ({"held_out": 1.5}, "held-out share")]
+)
+def test_nothing_to_train_on_is_told_as_a_fault_of_the_search(job: TrainJob, changes: dict, message: str) -> None:
+    told = train(asdict(replace(job, **changes)), 0, lambda report: None)
+    assert set(told) == {"fault", "cure"} and message in told["fault"]
 
 
 def test_scores_of_a_model_that_nobody_trained(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
