@@ -9,7 +9,7 @@ each for `--long` epochs with two seeds, and compares every proxy's ranking with
 (also at a smaller image size, with half the data, of a third seed), zero-cost scores, and a combination. `noise` is the tau
 between the two long seeds: no proxy can be expected to do better.
 
-Finished trainings are kept in the cache folder, so a second call goes on where the first one ended (`--hours` bounds a
+Finished trainings are kept in a file, so a second call goes on where the first one ended (`--hours` bounds a
 call), its table grows, and a last line says how much is done.
 """
 
@@ -159,6 +159,7 @@ def work_through(jobs: list[dict[str, Job]], kept: Kept, workers: int, seconds: 
     """Do what is not done yet, architecture by architecture, until the time is over."""
     ends = time.monotonic() + seconds
     todo = [job for named in jobs for job in named.values() if kept.get(job) is None]
+    todo.sort(key=lambda job: "train" in job)  # scores take a second each
     running: dict[Future[dict[str, float]], Job] = {}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         while todo or running:
@@ -253,6 +254,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kept", type=Path, help="where finished trainings are kept; a file in the cache folder by default")
     parser.add_argument("--quick", action="store_true", help="five architectures, a reference of 10 epochs")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
@@ -263,7 +265,7 @@ def main() -> None:
 
     from nas.cache import cache_root
 
-    jobs, kept = plan(options), Kept(cache_root() / "fidelity.jsonl")
+    jobs, kept = plan(options), Kept(options.kept or cache_root() / "fidelity.jsonl")
     work_through(jobs, kept, options.workers, 3600 * options.hours)
     figures = table(jobs, kept)
     left = sum(kept.get(job) is None for named in jobs for job in named.values())
