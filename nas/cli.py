@@ -60,6 +60,9 @@ _blocks = click.option(
 @click.option("--data", metavar="YAML", help="Ultralytics dataset; without it the built-in set is used.")
 @click.option("--budget", default="30min", show_default=True, help="64gpu-h, 30gpu-min, 2h, 30min or 20trials.")
 @click.option("--max-latency", metavar="TIME", help="Hard limit, for example 2ms or 800us; what is slower is not trained.")
+@click.option("--max-params", metavar="COUNT", help="Likewise on parameters, for example 3M.")
+@click.option("--max-macs", metavar="COUNT", help="Likewise on the multiply-adds of one image, for example 4G.")
+@click.option("--max-size", metavar="SIZE", help="Likewise on the exported file, for example 10MB.")
 @click.option("--space", default="yolo11n-blocks", show_default=True, help="Search space YAML, or the name of a shipped one.")
 @click.option("--target", default="auto", show_default=True, help="cpu:onnxruntime, cpu:torch or cuda:torch-fp16 [,threads=N].")
 @click.option("--imgsz", type=int, help="Side of the square input in pixels.  [default: 640; built-in set: 192]")
@@ -77,7 +80,7 @@ _blocks = click.option(
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
 @_blocks
 @click.option("--name", help="Folder under results/.  [default: search, search2, …]")
-@click.option("--resume", metavar="RUN", help="Go on with a run; --budget, --max-latency, --workers and --executor may change.")
+@click.option("--resume", metavar="RUN", help="Go on with a run; --budget, --max-…, --workers and --executor may change.")
 @click.option("--add-budget", metavar="BUDGET", help="With --resume: so much more.")
 @click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
 @click.pass_context
@@ -87,7 +90,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
     Ctrl-C lets running trials end and writes the front; a second Ctrl-C stops at once. Both can be resumed.
     """
     from nas import api  # noqa: PLC0415  (a command pays for its own imports)
-    from nas.config import parse_latency, parse_settings  # noqa: PLC0415
+    from nas.config import parse_limits, parse_settings  # noqa: PLC0415
     from nas.review.progress import progress  # noqa: PLC0415
     from nas.runs.folder import command_line, resume_command  # noqa: PLC0415
 
@@ -103,12 +106,11 @@ def search(ctx: click.Context, /, **options: Any) -> None:
     else:
         given = {k for k in options if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
         given |= set(settings)
-        if fixed := sorted(given - {"budget", "max_latency", "workers", "executor", "blocks"}):
+        limits = {"max_latency", "max_params", "max_macs", "max_size"}
+        if fixed := sorted(given - {"budget", "workers", "executor", "blocks"} - limits):
             flag = f"--{fixed[0].replace('_', '-')}"
             raise InputError(f"{flag} cannot change in a resumed run", "leave it out, or start a new run")
-        changes = {k: options[k] for k in given}
-        if "max_latency" in changes:
-            changes["max_latency_ms"] = parse_latency(changes.pop("max_latency"))
+        changes = {k: options[k] for k in given - limits} | parse_limits(**{k: options[k] for k in given & limits})
         run = api.resume(again, add_budget=add, progress=view, **changes)
     _show(run)
     if run.stopped_because == "interrupted":

@@ -1,7 +1,7 @@
 """The loop of a search: probe, then ask -> price -> train -> record until the budget ends.
 
 It decides and writes; everything slow happens in the executor's workers, and it never waits for one of them alone.
-A trial's way: proposed -> rejected (over the limit, a repeat, forbidden) | queued -> running -> done | failed.
+A trial's way: proposed -> rejected (over a limit, a repeat, forbidden) | queued -> running -> done | failed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from nas.config import RunConfig
-from nas.errors import InfeasibleError, NasError, StartError, StoppedError
+from nas.errors import NasError, StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.execution.work import PRICE, TRAIN, PriceJob, TrainJob
 from nas.latency.cache import LatencyCache, model_key
+from nas.limits import Limits, infeasible
 from nas.review.progress import Status
 from nas.review.record import metric_of
 from nas.runs.ledger import Ledger
@@ -40,7 +41,7 @@ SAME_FAILURES = 8
 MISSES = 5
 MANY_MISSES = 500
 EVERYTHING_TRIED = "every architecture of the space was tried"
-NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over the limit, forbidden or known"
+NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden or known"
 PRICED_AHEAD = 1
 
 
@@ -107,7 +108,7 @@ class Study:
         """Search until the budget ends, the space is exhausted or `interrupt` is called; says which.
 
         Raises:
-            InfeasibleError: no probed architecture meets the latency limit; nothing was trained.
+            InfeasibleError: no probed architecture meets the limits; nothing was trained.
             StoppedError: trial after trial fails with the same reason.
             StartError: there are no images to train on.
         """
@@ -131,25 +132,25 @@ class Study:
     def _resume(self) -> None:
         """Take up an earlier session: queued and running trials wait again.
 
-        The limit may have changed since: what waits over a lower one is rejected, and what was rejected over the old one
+        The limits may have changed since: what waits over a lower one is rejected, and what was rejected over an old one
         may be proposed again under a higher one.
         """
         for entry in self._store.reopen():
-            if self._too_slow(entry):
-                self._reject(entry.number, "over-latency", entry.price)
+            if reason := self._broken(entry):
+                self._reject(entry.number, reason, entry.price)
             else:
                 self._queue.append(entry.number)
         entries = self._store.entries
         for entry in entries:
             self._compare(entry)
-        let_in = {e.number for e in entries if e.reason == "over-latency" and not self._too_slow(e)}
+        let_in = {e.number for e in entries if (e.reason or "").startswith("over-") and self._broken(e) is None}
         self._seen = {e.architecture.id for e in entries if e.number not in let_in and e.reason != "repeat"}
 
-    def _too_slow(self, entry: Entry) -> bool:
-        """Whether a priced trial is over the limit and not the baseline, which is trained in any case."""
-        limit = self._config.max_latency_ms
-        over = limit is not None and entry.price is not None and entry.price["ms"] > limit
-        return over and not entry.architecture.is_skeleton
+    def _broken(self, entry: Entry) -> str | None:
+        """The limit that a priced trial breaks; the baseline is trained in any case."""
+        if entry.price is None or entry.architecture.is_skeleton:
+            return None
+        return self._config.limits.broken(entry.price)
 
     def _step(self) -> bool:
         """One round: start what can start, wait for events, take them in. False when all is done."""
@@ -193,28 +194,25 @@ class Study:
         return [now - self._began.get(number, now) for number in self._running.values()]
 
     def _probe(self) -> None:
-        """Time the smallest architectures before anything is trained: is the limit within reach at all?"""
-        limit = self._config.max_latency_ms
-        if limit is None or any(e.state == "done" and e.price and e.price["ms"] <= limit for e in self._store.entries):
+        """Price the smallest architectures before anything is trained: are the limits within reach at all?"""
+        limits = self._config.limits
+        if not limits or any(e.state == "done" and limits.met(e.price or {}) for e in self._store.entries):
             return
-        fastest: tuple[float, Architecture] | None = None
+        found: list[tuple[str, Mapping[str, Any]]] = []
         trouble = "nothing was measured"
         for architecture in (self._space.baseline, *self._space.smallest(self._config.imgsz)):
             price = self._price_now(architecture)
             if isinstance(price, str):
                 trouble = price
-            elif fastest is None or price["ms"] < fastest[0]:
-                fastest = price["ms"], architecture
-            if fastest is not None and fastest[0] <= limit:
+            elif limits.met(price):
                 return
+            else:
+                found.append((architecture.text(self._space.skeleton), price))
             if self._stopping:
                 return
-        if fastest is None:
+        if not found:
             raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", "see workers/lane.log")
-        what = "; ".join(f"{k}={v}" for k, v in fastest[1].describe(self._space.skeleton).items()) or "the skeleton"
-        found = f"the fastest of the probed takes {fastest[0]:.3g} ms ({what})"
-        hint = "raise --max-latency, lower --imgsz, or take a smaller skeleton"
-        raise InfeasibleError(f"nothing meets {limit:g} ms on {self._config.target}: {found}", hint)
+        raise infeasible(limits, self._config.target, self._config.imgsz, found)
 
     def _price_now(self, architecture: Architecture) -> Mapping[str, Any] | str:
         """The price of an architecture, waiting for the lane; a reason in words where it has none."""
@@ -248,9 +246,16 @@ class Study:
         return model_yaml(self._space.skeleton, architecture, self._nc)
 
     def _price_attempt(self, model: dict[str, Any]) -> Attempt:
-        # The baseline stands in every report: it is measured well also where it is far over the limit.
-        limit = None if model == self._model(self._space.baseline) else self._config.max_latency_ms
-        job = PriceJob(model, self._config.target, self._config.imgsz, limit, weights=self._config.weights, blocks=self._blocks)
+        # The baseline stands in every report: it is measured well also where it is far over a limit.
+        limits = Limits() if model == self._model(self._space.baseline) else self._config.limits
+        job = PriceJob(
+            model,
+            self._config.target,
+            self._config.imgsz,
+            asdict(limits),
+            weights=self._config.weights,
+            blocks=self._blocks,
+        )
         return Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
 
     def _propose(self, fixed: Architecture | None = None) -> None:
@@ -293,13 +298,13 @@ class Study:
             self._executor.start(attempt)
 
     def _priced(self, number: int, price: Mapping[str, Any]) -> None:
-        limit = self._config.max_latency_ms
-        over = None if limit is None else price["ms"] - limit
-        if over is not None and over > 0 and not self._architecture(number).is_skeleton:
-            self._reject(number, "over-latency", price)
+        limits = self._config.limits
+        reason = limits.broken(price)
+        if reason is not None and not self._architecture(number).is_skeleton:
+            self._reject(number, reason, price)
             return
         self._misses = 0
-        self._store.queue(number, price, over)
+        self._store.queue(number, price, limits.excess(price))
         self._queue.append(number)
 
     def _reject(self, number: int, reason: str, price: Mapping[str, Any] | None = None) -> None:
@@ -424,11 +429,10 @@ class Study:
         return self._store[number].architecture
 
     def _compare(self, entry: Entry) -> None:
-        """Keep the best trial within the limit, and the weights of those that none dominates."""
-        limit = self._config.max_latency_ms
+        """Keep the best trial within the limits, and the weights of those that none dominates."""
         if entry.state != "done" or not entry.result or not entry.price:
             return
-        feasible = limit is None or entry.price["ms"] <= limit
+        feasible = self._config.limits.met(entry.price)
         self._folders.ended(entry, feasible=feasible)
         if feasible:
             best = self._best

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.limits import Limits
 from nas.space.skeleton import TASKS
 
 if TYPE_CHECKING:
@@ -27,17 +28,18 @@ Report = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class PriceJob:
-    """Measure the latency of a model on a target.
+    """Price a model on a target.
 
-    `target` is its full name, `model` a resolved model YAML as a mapping; what is far over `limit_ms` is not measured
-    to the last percent. With a checkpoint of other classes a head may get another width, so `weights` count here too.
-    `blocks` are the user's block files that the model needs, as for every job.
+    `target` is its full name, `model` a resolved model YAML as a mapping. `limits` are those of `nas.limits.Limits`, by name:
+    what is far over that on latency is not measured to the last percent, and what is over another is not timed at all. With a
+    checkpoint of other classes a head may get another width, so `weights` count here too. `blocks` are the user's block files
+    that the model needs, as for every job.
     """
 
     model: Mapping[str, Any]
     target: str
     imgsz: int
-    limit_ms: float | None = None
+    limits: Mapping[str, float | None] = field(default_factory=dict)
     weights: str | None = None
     blocks: list[str] = field(default_factory=list)
 
@@ -98,24 +100,30 @@ class WeightsJob:
 
 
 def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
-    """Latency, parameters and multiply-adds of a `PriceJob`'s model; values of weights do not matter: they are drawn."""
+    """Latency and footprint of a `PriceJob`'s model; its footprint alone where that breaks a limit. Values of weights do not
+    matter: they are drawn."""
     import torch  # noqa: PLC0415  (workers only)
 
     from nas.latency.cache import as_price  # noqa: PLC0415
     from nas.latency.measure import measure  # noqa: PLC0415
     from nas.latency.runtimes import SESSIONS  # noqa: PLC0415
     from nas.latency.target import Target  # noqa: PLC0415
-    from nas.yolo.build import inference_form, multiply_adds, parameters  # noqa: PLC0415
+    from nas.yolo.build import inference_form  # noqa: PLC0415
+    from nas.yolo.footprint import footprint  # noqa: PLC0415
 
     job = PriceJob(**payload)
     target = Target.parse(job.target)
     torch.manual_seed(seed)
     model = inference_form(_model(job)[0])
-    params, gmacs = parameters(model), multiply_adds(model, job.imgsz) / 1e9
+    shape, written_out = (target.batch, 3, job.imgsz, job.imgsz), "onnxruntime" in target.kind
+    known = asdict(footprint(model, shape, target.precision, attention_written_out=written_out))
+    limits = Limits(**job.limits)
+    if limits.broken(known):
+        return known
     session = SESSIONS[target.kind](model, target, job.imgsz)
     session.run()
     report({"quiet": True})
-    return as_price(measure(session.run, job.limit_ms), params, gmacs)
+    return as_price(measure(session.run, limits.ms), known)
 
 
 def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, float]:  # noqa: ARG001  (takes a second)
