@@ -22,6 +22,7 @@ from nas.hardware import GpuMeter, cuda_devices, threads_per_worker, worker_envi
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.outcome import Tables
+from nas.pricing import POLL_SECONDS
 from nas.review.progress import Progress, Status
 from nas.run import Run, writing
 from nas.runs import folder as folders
@@ -31,7 +32,7 @@ from nas.seeds import derive
 from nas.space.architecture import model_yaml
 from nas.space.memory import attention_notes
 from nas.space.reader import read_space
-from nas.study import POLL_SECONDS, Study
+from nas.study import Study
 
 log = logging.getLogger("nas")
 
