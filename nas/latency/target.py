@@ -78,7 +78,7 @@ class Target:
         name, at, pace = text.partition("@")
         kind, *options = (part.strip() for part in name.split(","))
         if kind == "auto":
-            kind = best(cpu=any(option.startswith("threads=") for option in options))[0]
+            kind = best(cpu="threads=" in name)[0]
         if kind not in KINDS:
             raise _unknown(kind)
         known: dict[str, Callable[[str], int | bool | tuple[int, int]]] = {
@@ -192,6 +192,11 @@ class Target:
                 versions[package] = "missing"
         gpu = {"gpu": next(iter(gpus().values()), "missing")} if self.device == "cuda" else {}
         return {"target": str(self), "machine": machine_name(), **gpu, **versions}
+
+
+def chosen_because(name: str) -> str:
+    """Why `auto` became what it did, to be put behind the target; empty for a name that says itself what it means."""
+    return f": {best(cpu='threads=' in name)[1]}" if name.strip().startswith("auto") else ""
 
 
 def parse_imgsz(text: str) -> tuple[int, int]:
