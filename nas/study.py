@@ -19,7 +19,7 @@ from typing import Any
 from nas.config import RunConfig
 from nas.errors import InfeasibleError, NasError, StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
-from nas.execution.work import PRICE, TRAIN, PriceJob, TrainJob
+from nas.execution.work import PRICE, TRAIN, UNSTABLE, PriceJob, TrainJob
 from nas.latency.cache import LatencyCache, model_key
 from nas.review.progress import Status
 from nas.review.record import metric_of
@@ -42,6 +42,7 @@ MANY_MISSES = 500
 EVERYTHING_TRIED = "every architecture of the space was tried"
 NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over the limit, forbidden or known"
 PRICED_AHEAD = 1
+REPEAT_SECONDS = 20.0
 
 
 class Study:
@@ -85,6 +86,7 @@ class Study:
         self._queue: deque[int] = deque()
         self._pricing: dict[str, int] = {}
         self._unmeasured: Counter[int] = Counter()
+        self._repeat: tuple[int, float] | None = None  # a trial to be measured again, and when
         self._running: dict[str, int] = {}
         self._began: dict[int, float] = {}
         self._epochs: dict[int, tuple[int, int]] = {}
@@ -154,12 +156,15 @@ class Study:
     def _step(self) -> bool:
         """One round: start what can start, wait for events, take them in. False when all is done."""
         self._start()
+        if self._repeat is not None and (self._stopping or time.monotonic() >= self._repeat[1]):
+            number, self._repeat = self._repeat[0], None
+            self._price(number)
         if self._wants_more():
             self._propose()
             self._start()
-        if not self._queue and not self._running and not self._pricing:
+        if not self._queue and not self._running and not self._pricing and self._repeat is None:
             return self._wants_more()
-        if not self._running and not self._pricing and not self._may_start():
+        if not self._running and not self._pricing and self._repeat is None and not self._may_start():
             return False  # what waits in the queue no longer fits: it stays queued for a larger budget
         # A cached price leaves nothing to wait for: the next proposal comes at once.
         for event in self._executor.poll(0.0 if self._wants_more() else POLL_SECONDS):
@@ -176,6 +181,7 @@ class Study:
             self._stopping
             or self._exhausted
             or self._pricing
+            or self._repeat
             or not self._executor.lane_free
             or len(self._queue) >= PRICED_AHEAD
         ):
@@ -230,7 +236,7 @@ class Study:
                 return event.data
             reason = event.reason
             log.warning("probe %s: %s", architecture.id, reason)
-            if isinstance(event, Failed) or self._stopping:
+            if (isinstance(event, Failed) and not _unstable(event)) or self._stopping:
                 break
         return reason
 
@@ -250,7 +256,15 @@ class Study:
     def _price_attempt(self, model: dict[str, Any]) -> Attempt:
         # The baseline stands in every report: it is measured well also where it is far over the limit.
         limit = None if model == self._model(self._space.baseline) else self._config.max_latency_ms
-        job = PriceJob(model, self._config.target, self._config.imgsz, limit, weights=self._config.weights, blocks=self._blocks)
+        job = PriceJob(
+            model,
+            self._config.target,
+            self._config.imgsz,
+            limit,
+            weights=self._config.weights,
+            allow_noisy=self._config.allow_noisy,
+            blocks=self._blocks,
+        )
         return Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
 
     def _propose(self, fixed: Architecture | None = None) -> None:
@@ -338,6 +352,10 @@ class Study:
             self._unmeasured[number] += 1
             log.warning("trial %d: measurement lost (%s): tried again", number, event.reason)
             self._price(number)
+        elif _unstable(event) and not self._unmeasured[number]:
+            self._unmeasured[number] += 1
+            log.warning("trial %d: %s: measured again in %.0f s", number, event.reason, REPEAT_SECONDS)
+            self._repeat = number, time.monotonic() + REPEAT_SECONDS
         else:
             reason = f"invalid: {event.reason}"
             self._reject(number, reason)
@@ -446,6 +464,11 @@ class Study:
             baseline=_point(self._store[0]) if len(self._store) else None,
             best=_point(self._best),
         )
+
+
+def _unstable(event: Failed | Lost) -> bool:
+    """Whether a measurement failed for what the machine did meanwhile."""
+    return isinstance(event, Failed) and event.reason.startswith(UNSTABLE)
 
 
 def _point(entry: Entry | None) -> tuple[float, float] | None:
