@@ -54,6 +54,9 @@ def cli() -> None:
 _blocks = click.option(
     "--blocks", multiple=True, metavar="FILE", help="Python file with blocks of your own; its code runs. Repeatable."
 )
+_allow_noisy = click.option(
+    "--allow-noisy", is_flag=True, help="Take latencies of a machine that is not quiet too, marked and with wider intervals."
+)
 
 
 @cli.command()
@@ -61,7 +64,8 @@ _blocks = click.option(
 @click.option("--budget", default="30min", show_default=True, help="64gpu-h, 30gpu-min, 2h, 30min or 20trials.")
 @click.option("--max-latency", metavar="TIME", help="Hard limit, for example 2ms or 800us; what is slower is not trained.")
 @click.option("--space", default="yolo11n-blocks", show_default=True, help="Search space YAML, or the name of a shipped one.")
-@click.option("--target", default="auto", show_default=True, help="cpu:onnxruntime, cpu:torch or cuda:torch-fp16 [,threads=N].")
+@click.option("--target", default="auto", show_default=True, help="What latency is measured on: see the README.")
+@_allow_noisy
 @click.option("--imgsz", type=int, help="Side of the square input in pixels.  [default: 640; built-in set: 192]")
 @click.option("--epochs", type=int, help="Length of a proxy training.  [default: 5]")
 @click.option("--fraction", type=float, help="Share of the training images that proxies see.  [default: 1]")
@@ -77,7 +81,11 @@ _blocks = click.option(
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
 @_blocks
 @click.option("--name", help="Folder under results/.  [default: search, search2, …]")
-@click.option("--resume", metavar="RUN", help="Go on with a run; --budget, --max-latency, --workers and --executor may change.")
+@click.option(
+    "--resume",
+    metavar="RUN",
+    help="Go on with a run; --budget, --max-latency, --workers, --executor and --allow-noisy may change.",
+)
 @click.option("--add-budget", metavar="BUDGET", help="With --resume: so much more.")
 @click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
 @click.pass_context
@@ -103,7 +111,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
     else:
         given = {k for k in options if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
         given |= set(settings)
-        if fixed := sorted(given - {"budget", "max_latency", "workers", "executor", "blocks"}):
+        if fixed := sorted(given - {"budget", "max_latency", "workers", "executor", "allow_noisy", "blocks"}):
             flag = f"--{fixed[0].replace('_', '-')}"
             raise InputError(f"{flag} cannot change in a resumed run", "leave it out, or start a new run")
         changes = {k: options[k] for k in given}

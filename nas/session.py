@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,10 @@ from nas.study import Study
 log = logging.getLogger("nas")
 
 
-def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Progress, command: str) -> Run:
-    """Search, or go on searching, in a run folder.
+def run_session(
+    folder: Path, config: RunConfig, dataset: Dataset, progress: Progress, command: str, notes: Sequence[str] = ()
+) -> Run:
+    """Search, or go on searching, in a run folder; `notes` are shown and kept in its log.
 
     Raises:
         NasError: see `Study.run`; also when the folder is in use or can no longer be written. The store keeps whatever
@@ -54,8 +56,9 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
         prices = LatencyCache(cache_root() / "latency", Target.parse(config.target), checkpoint)
         for problem in (*dataset.problems, *space.notes, *attention_notes(space, config.imgsz)):
             log.warning(problem)
-        room = room_for_images(len(dataset.train), config.imgsz)
-        log.info(room)
+        notes = (*notes, room_for_images(len(dataset.train), config.imgsz))
+        for note in notes:
+            log.info(note)
 
         tables = Tables(folder, config, space.skeleton, store, ledger)
 
@@ -72,7 +75,8 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
             with _keeping_results(folder, store, tables):
                 store.put_fact("stopped_because", None)
                 with contextlib.closing(_executor(config, folder)) as executor, progress:
-                    progress.say(room)
+                    for note in notes:
+                        progress.say(note)
                     if config.weights is not None:
                         model = model_yaml(space.skeleton, space.baseline, dataset.nc)
                         fitting, seconds = _try_weights(WeightsJob(model, config.weights, blocks), executor, folder)

@@ -21,6 +21,7 @@ PRICE = "nas.execution.work:price"
 TRAIN = "nas.execution.work:train"
 TRY_WEIGHTS = "nas.execution.work:try_weights"
 SCORES = "nas.execution.work:scores"
+UNSTABLE = "latency unstable"
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -29,8 +30,9 @@ Report = Callable[[Mapping[str, Any]], None]
 class PriceJob:
     """Measure the latency of a model on a target.
 
-    `target` is its full name, `model` a resolved model YAML as a mapping; what is far over `limit_ms` is not measured
-    to the last percent. With a checkpoint of other classes a head may get another width, so `weights` count here too.
+    `target` is its full name, `imgsz` the side of its image unless it names its own, `model` a resolved model YAML as a
+    mapping; what is far over `limit_ms` is not measured to the last percent. `allow_noisy`: a figure in any case, marked and
+    with a wider interval. With a checkpoint of other classes a head may get another width, so `weights` count here too.
     `blocks` are the user's block files that the model needs, as for every job.
     """
 
@@ -39,6 +41,7 @@ class PriceJob:
     imgsz: int
     limit_ms: float | None = None
     weights: str | None = None
+    allow_noisy: bool = False
     blocks: list[str] = field(default_factory=list)
 
 
@@ -98,24 +101,36 @@ class WeightsJob:
 
 
 def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
-    """Latency, parameters and multiply-adds of a `PriceJob`'s model; values of weights do not matter: they are drawn."""
+    """Latency, parameters and multiply-adds of a `PriceJob`'s model; values of weights do not matter: they are drawn.
+
+    Raises:
+        UnstableError: its message begins with `UNSTABLE` and is alike where the cause is alike.
+    """
     import torch  # noqa: PLC0415  (workers only)
 
+    from nas.errors import InputError, UnstableError  # noqa: PLC0415
     from nas.latency.cache import as_price  # noqa: PLC0415
-    from nas.latency.measure import measure  # noqa: PLC0415
+    from nas.latency.measure import Unstable  # noqa: PLC0415
     from nas.latency.runtimes import SESSIONS  # noqa: PLC0415
     from nas.latency.target import Target  # noqa: PLC0415
+    from nas.latency.timing import timed  # noqa: PLC0415
     from nas.yolo.build import inference_form, multiply_adds, parameters  # noqa: PLC0415
 
     job = PriceJob(**payload)
-    target = Target.parse(job.target)
+    target = Target.parse(job.target).at(job.imgsz)
+    if target.kind not in SESSIONS:
+        raise InputError(f"target {target} is another device's: nothing can be measured on it here", "measure it there")
     torch.manual_seed(seed)
     model = inference_form(_model(job)[0])
-    params, gmacs = parameters(model), multiply_adds(model, job.imgsz) / 1e9
-    session = SESSIONS[target.kind](model, target, job.imgsz)
+    params, gmacs = parameters(model), multiply_adds(model, (target.height, target.width)) / 1e9
+    session = SESSIONS[target.kind](model, target)
     session.run()
     report({"quiet": True})
-    return as_price(measure(session.run, job.limit_ms), params, gmacs)
+    try:
+        latency = timed(session, target, job.limit_ms, allow_noisy=job.allow_noisy)
+    except Unstable as error:
+        raise UnstableError(f"{UNSTABLE}: {error}", "let the machine come to rest, or --allow-noisy") from error
+    return as_price(latency, params, gmacs)
 
 
 def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, float]:  # noqa: ARG001  (takes a second)
