@@ -32,7 +32,7 @@ class PriceJob:
 
     `target` is its full name, `imgsz` the side of its image unless it names its own, `model` a resolved model YAML as a
     mapping; what is far over `limit_ms` is not measured to the last percent. `allow_noisy`: a figure in any case, marked and
-    with a wider interval. With a checkpoint of other classes a head may get another width, so `weights` count here too.
+    with a wider interval. `rows`: profiled too. With a checkpoint of other classes a head may get another width, so `weights` count here too.
     `blocks` are the user's block files that the model needs, as for every job.
     """
 
@@ -42,6 +42,7 @@ class PriceJob:
     limit_ms: float | None = None
     weights: str | None = None
     allow_noisy: bool = False
+    rows: bool = False
     blocks: list[str] = field(default_factory=list)
 
 
@@ -103,6 +104,9 @@ class WeightsJob:
 def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
     """Latency, parameters and multiply-adds of a `PriceJob`'s model; values of weights do not matter: they are drawn.
 
+    `rows`, where asked for and where the runtime has a profile, are the milliseconds of each row by its index as text; they
+    add up to `ms`.
+
     Raises:
         UnstableError: its message begins with `UNSTABLE` and is alike where the cause is alike.
     """
@@ -130,7 +134,10 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
         latency = timed(session, target, job.limit_ms, allow_noisy=job.allow_noisy)
     except Unstable as error:
         raise UnstableError(f"{UNSTABLE}: {error}", "let the machine come to rest, or --allow-noisy") from error
-    return as_price(latency, params, gmacs)
+    rows = session.rows() if job.rows else None
+    scale = latency.ms / sum(rows.values()) if rows else 1.0
+    profile = {"rows": {str(row): ms * scale for row, ms in rows.items()}} if rows else {}
+    return as_price(latency, params, gmacs) | profile
 
 
 def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, float]:  # noqa: ARG001  (takes a second)
