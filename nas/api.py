@@ -18,7 +18,7 @@ from nas.config import Budget, RunConfig, parse_limits
 from nas.dataset.description import Dataset, read_dataset
 from nas.errors import InputError, StartError, UnreachableError
 from nas.hardware import cuda_devices, default_workers
-from nas.latency.target import Target
+from nas.latency.target import Target, chosen_because
 from nas.review.progress import Progress, Quiet
 from nas.run import Run, writing
 from nas.runs import folder as folders
@@ -53,6 +53,7 @@ def search(
     sampler: str = "tpe",
     seed: int = 0,
     weights: str | Path | None = None,
+    allow_noisy: bool = False,
     name: str | None = None,
     blocks: str | Path | Sequence[str | Path] = (),
     command: str | None = None,
@@ -70,12 +71,13 @@ def search(
         max_macs: `4G`: likewise on the multiply-adds of one image.
         max_size: `10MB`: likewise on the weights as the target stores them, which is what the exported file weighs.
         imgsz: side of the square input; 640, for the built-in set its own 192.
-        target: what latency is measured on, see `nas.latency.target`.
+        target: what latency is measured on, see `nas.latency.target`; at `imgsz` unless it names an image size.
         device: `auto`, `cpu` or `cuda`, what proxies train on.
         executor: `local` or `ray`.
         workers: trials trained at once; by default one per GPU, without a GPU one per core.
         gpus_per_trial: a share such as 0.25 lets so many trials share a GPU, each in a process of its own.
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
+        allow_noisy: count latencies of a machine that is not quiet too, instead of rejecting what cannot be measured well.
         blocks: files with blocks of your own; their code runs, here and in the workers.
         settings: `epochs`, `fraction` of the images, `batch`, `lr0`, `held_out` of the proxy trainings.
 
@@ -96,18 +98,20 @@ def search(
     asked = read_space(path)
     dataset = _dataset(BUILT_IN if data is None else str(data), asked.skeleton)
     checkpoint = None if weights is None else _checkpoint(weights)
-    measured_on = _target(target)
+    imgsz = imgsz if imgsz is not None else (192 if data is None else 640)
+    measured_on, note = _target(target, imgsz)
     config = RunConfig(
         data=BUILT_IN if data is None else str(dataset.yaml),
         space=str(space),
         budget=budget,
         target=str(measured_on),
-        imgsz=imgsz if imgsz is not None else (192 if data is None else 640),
+        imgsz=imgsz,
         sampler=sampler,
         executor=executor,
         workers=workers if workers is not None else default_workers(gpus, gpus_per_trial),
         device="cuda" if gpus else "cpu",
         seed=seed,
+        allow_noisy=allow_noisy,
         weights=None if checkpoint is None else str(checkpoint),
         **parse_limits(max_latency, max_params, max_macs, max_size),
         **settings,
@@ -123,7 +127,7 @@ def search(
         digest = None if checkpoint is None else _digest(checkpoint)
         folders.write_manifest(folder, dataset.digest, dataset.names, measured_on.stamp(), digest)
     with folders.removed_on_failure(folder, StartError):
-        return run_session(folder, config, dataset, progress or Quiet(), command)
+        return run_session(folder, config, dataset, progress or Quiet(), command, [note])
 
 
 def resume(
@@ -140,7 +144,7 @@ def resume(
         add_budget: more of the same kind of budget.
         blocks: the block files that the run began with; its own copies, equal to them, are what runs.
         changes: fields of `RunConfig` that may change: `budget`, the limits (`max_latency_ms`, `max_params`, `max_gmacs`,
-            `max_size_mb`), `workers`, `executor`.
+            `max_size_mb`), `workers`, `executor`, `allow_noisy`.
 
     Raises:
         InputError: no such run, its dataset or checkpoint has changed, the budget is of another kind, or a block file is not
@@ -151,7 +155,8 @@ def resume(
     config = replace(config, **changes)
     if add_budget is not None:
         config = replace(config, budget=Budget.parse(config.budget).plus(Budget.parse(add_budget)).text)
-    _target(config.target)
+    measured_on, _ = _target(config.target, config.imgsz)
+    config = replace(config, target=str(measured_on))
     _load_again(folder, _paths(blocks))
     dataset = _dataset(config.data, read_space(folder / "space.yaml").skeleton)
     manifest = folders.read_manifest(folder)
@@ -193,12 +198,16 @@ def _load_again(folder: Path, files: Sequence[Path]) -> None:
     load_blocks(*kept.values())
 
 
-def _target(name: str) -> Target:
-    """A target whose device is there. Raises InputError or UnreachableError."""
-    target = Target.parse(name)
-    if target.device == "cuda" and not cuda_devices():
-        raise UnreachableError(f"--target {name}: no CUDA device found", "use --target cpu:onnxruntime")
-    return target
+def _target(name: str, imgsz: int) -> tuple[Target, str]:
+    """A target that this machine can measure on, with its image size, and a line that says what it is and why it was taken.
+
+    Raises:
+        InputError: it has no such name.
+        UnreachableError: it is not there.
+    """
+    target = Target.parse(name).at(imgsz)
+    target.require()
+    return target, f"latency is measured on {target}{chosen_because(name)}"
 
 
 def _dataset(name: str, skeleton: Skeleton) -> Dataset:

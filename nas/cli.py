@@ -54,6 +54,9 @@ def cli() -> None:
 _blocks = click.option(
     "--blocks", multiple=True, metavar="FILE", help="Python file with blocks of your own; its code runs. Repeatable."
 )
+_allow_noisy = click.option(
+    "--allow-noisy", is_flag=True, help="Take latencies of a machine that is not quiet too, marked and with wider intervals."
+)
 
 
 @cli.command()
@@ -64,7 +67,8 @@ _blocks = click.option(
 @click.option("--max-macs", metavar="COUNT", help="Likewise on the multiply-adds of one image, for example 4G.")
 @click.option("--max-size", metavar="SIZE", help="Likewise on the exported file, for example 10MB.")
 @click.option("--space", default="yolo11n-blocks", show_default=True, help="Search space YAML, or the name of a shipped one.")
-@click.option("--target", default="auto", show_default=True, help="cpu:onnxruntime, cpu:torch or cuda:torch-fp16 [,threads=N].")
+@click.option("--target", default="auto", show_default=True, help="What latency is measured on: see the README.")
+@_allow_noisy
 @click.option("--imgsz", type=int, help="Side of the square input in pixels.  [default: 640; built-in set: 192]")
 @click.option("--epochs", type=int, help="Length of a proxy training.  [default: 5]")
 @click.option("--fraction", type=float, help="Share of the training images that proxies see.  [default: 1]")
@@ -80,7 +84,11 @@ _blocks = click.option(
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
 @_blocks
 @click.option("--name", help="Folder under results/.  [default: search, search2, …]")
-@click.option("--resume", metavar="RUN", help="Go on with a run; --budget, --max-…, --workers and --executor may change.")
+@click.option(
+    "--resume",
+    metavar="RUN",
+    help="Go on with a run; --budget, --max-…, --workers, --executor and --allow-noisy may change.",
+)
 @click.option("--add-budget", metavar="BUDGET", help="With --resume: so much more.")
 @click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
 @click.pass_context
@@ -107,7 +115,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
         given = {k for k in options if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
         given |= set(settings)
         limits = {"max_latency", "max_params", "max_macs", "max_size"}
-        if fixed := sorted(given - {"budget", "workers", "executor", "blocks"} - limits):
+        if fixed := sorted(given - {"budget", "workers", "executor", "allow_noisy", "blocks"} - limits):
             flag = f"--{fixed[0].replace('_', '-')}"
             raise InputError(f"{flag} cannot change in a resumed run", "leave it out, or start a new run")
         changes = {k: options[k] for k in given - limits} | parse_limits(**{k: options[k] for k in given & limits})

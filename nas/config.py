@@ -123,6 +123,7 @@ _TYPES: Mapping[str, tuple[Any, str]] = {
     "int": (int, "a whole number"),
     "float": (int | float, "a number"),
     "float | None": (int | float | None, "a number"),
+    "bool": (bool, "true or false"),
 }
 
 
@@ -138,8 +139,8 @@ class RunConfig:
         max_params: likewise on the parameters of the fused model.
         max_gmacs: likewise on the multiply-adds of one image, in 1e9.
         max_size_mb: likewise on the weights as the target stores them, in 1e6 bytes.
-        target: what latency is measured on, in full (see `nas.latency.target`).
-        imgsz: side of the square input in pixels.
+        target: what latency is measured on, in full and with its image size (see `nas.latency.target`).
+        imgsz: side of the square input of proxies in pixels.
         epochs: length of the lowest rung.
         batch: images per training step.
         lr0: peak learning rate.
@@ -151,6 +152,7 @@ class RunConfig:
         workers: trials trained at the same time.
         device: `cpu` or `cuda`, what proxies train on.
         seed: of every random draw, together with the trial number.
+        allow_noisy: whether a latency of a machine that is not quiet counts, marked and with a wider interval.
     """
 
     data: str
@@ -173,11 +175,12 @@ class RunConfig:
     workers: int = 1
     device: str = "cpu"
     seed: int = 0
+    allow_noisy: bool = False
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             value, (kind, called) = getattr(self, entry.name), _TYPES[str(entry.type)]
-            if isinstance(value, bool) or not isinstance(value, kind):
+            if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
                 raise InputError(f"{entry.name} is {value!r}", f"give {called}")
         Budget.parse(self.budget)
         for name, low, high in (("imgsz", 32, 4096), ("epochs", 1, 10_000), ("batch", 1, 4096), ("workers", 1, 4096)):

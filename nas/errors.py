@@ -47,6 +47,12 @@ class StoppedError(NasError):
     exit_code = 4
 
 
+class UnstableError(NasError):
+    """A latency that cannot be relied on: the machine was busy or slowed itself down. Exit code 4."""
+
+    exit_code = 4
+
+
 class UnreachableError(NasError):
     """A device, runtime or cluster that was asked for is not there. Exit code 5."""
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from nas.hardware import GpuMeter, cuda_devices, threads_per_worker, worker_envi
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.outcome import Tables
+from nas.pricing import POLL_SECONDS
 from nas.review.progress import Progress, Status
 from nas.run import Run, writing
 from nas.runs import folder as folders
@@ -31,13 +32,15 @@ from nas.seeds import derive
 from nas.space.architecture import model_yaml
 from nas.space.memory import attention_notes
 from nas.space.reader import read_space
-from nas.study import POLL_SECONDS, Study
+from nas.study import Study
 
 log = logging.getLogger("nas")
 
 
-def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Progress, command: str) -> Run:
-    """Search, or go on searching, in a run folder.
+def run_session(
+    folder: Path, config: RunConfig, dataset: Dataset, progress: Progress, command: str, notes: Sequence[str] = ()
+) -> Run:
+    """Search, or go on searching, in a run folder; `notes` are shown and kept in its log.
 
     Raises:
         NasError: see `Study.run`; also when the folder is in use or can no longer be written. The store keeps whatever
@@ -53,8 +56,9 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
         prices = LatencyCache(cache_root() / "latency", Target.parse(config.target), checkpoint)
         for problem in (*dataset.problems, *space.notes, *attention_notes(space, config.imgsz)):
             log.warning(problem)
-        room = room_for_images(len(dataset.train), config.imgsz)
-        log.info(room)
+        notes = (*notes, room_for_images(len(dataset.train), config.imgsz))
+        for note in notes:
+            log.info(note)
 
         tables = Tables(folder, config, space.skeleton, store, ledger)
 
@@ -71,7 +75,8 @@ def run_session(folder: Path, config: RunConfig, dataset: Dataset, progress: Pro
             with _keeping_results(folder, store, tables):
                 store.put_fact("stopped_because", None)
                 with contextlib.closing(_executor(config, folder)) as executor, progress:
-                    progress.say(room)
+                    for note in notes:
+                        progress.say(note)
                     if config.weights is not None:
                         model = model_yaml(space.skeleton, space.baseline, dataset.nc)
                         fitting, seconds = _try_weights(WeightsJob(model, config.weights, blocks), executor, folder)

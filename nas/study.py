@@ -10,7 +10,7 @@ import itertools
 import logging
 import random
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import Any
 from nas.config import RunConfig
 from nas.errors import NasError, StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
-from nas.execution.work import PRICE, TRAIN, PriceJob, TrainJob
-from nas.latency.cache import LatencyCache, model_key
-from nas.limits import Limits, infeasible
+from nas.execution.work import TRAIN, TrainJob
+from nas.latency.cache import LatencyCache
+from nas.pricing import POLL_SECONDS, Priced, Pricing, Unpriced
 from nas.review.progress import Status
 from nas.review.record import metric_of
 from nas.runs.ledger import Ledger
@@ -29,12 +29,11 @@ from nas.runs.store import Entry, Store
 from nas.runs.trials import TrialFolders
 from nas.search.unseen import ENUMERABLE, find_unseen
 from nas.seeds import derive
-from nas.space.architecture import Architecture, model_yaml
+from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 
 log = logging.getLogger("nas")
 
-POLL_SECONDS = 0.5
 HEARTBEAT_SECONDS = 5.0
 MAX_ATTEMPTS = 3
 SAME_FAILURES = 8
@@ -78,14 +77,12 @@ class Study:
         blocks: Sequence[str] = (),
     ) -> None:
         self._config, self._space, self._nc, self._store = config, space, nc, store
-        self._executor, self._prices, self._ledger = executor, prices, ledger
+        self._executor, self._ledger = executor, ledger
         self._jobs, self._watch, self._record = jobs, watch, record
         self._folder, self._folders = folder, TrialFolders(folder)
-        self._blocks = list(blocks)
+        self._pricing = Pricing(config, space, nc, executor, prices, blocks, lambda seconds: store.add_seconds(lane=seconds))
         self._seen: set[str] = set()
         self._queue: deque[int] = deque()
-        self._pricing: dict[str, int] = {}
-        self._unmeasured: Counter[int] = Counter()
         self._running: dict[str, int] = {}
         self._began: dict[int, float] = {}
         self._epochs: dict[int, tuple[int, int]] = {}
@@ -102,6 +99,7 @@ class Study:
     def interrupt(self) -> None:
         """Start nothing more; `run` returns when what is running has ended. Safe in a signal handler."""
         self._stopping = "interrupted"
+        self._pricing.stopping = True
         self._phase = "ending when the running trials have ended (Ctrl-C again: now)"
 
     def run(self) -> str:
@@ -115,7 +113,8 @@ class Study:
         self._ledger.begin()
         try:
             self._resume()
-            self._probe()
+            if not self._within_reach:
+                self._pricing.probe(lambda: self._watch(self._status()))
             self._phase = "explore"
             if len(self._store) == 0:
                 self._propose(self._space.baseline)
@@ -152,15 +151,21 @@ class Study:
             return None
         return self._config.limits.broken(entry.price)
 
+    @property
+    def _within_reach(self) -> bool:
+        """Whether a trained architecture already meets the limits, or there are none."""
+        limits = self._config.limits
+        return not limits or any(e.state == "done" and limits.met(e.price or {}) for e in self._store.entries)
+
     def _step(self) -> bool:
         """One round: start what can start, wait for events, take them in. False when all is done."""
         self._start()
         if self._wants_more():
             self._propose()
             self._start()
-        if not self._queue and not self._running and not self._pricing:
+        if not self._queue and not self._running and not self._pricing.under_way:
             return self._wants_more()
-        if not self._running and not self._pricing and not self._may_start():
+        if not self._running and not self._pricing.under_way and not self._may_start():
             return False  # what waits in the queue no longer fits: it stays queued for a larger budget
         # A cached price leaves nothing to wait for: the next proposal comes at once.
         for event in self._executor.poll(0.0 if self._wants_more() else POLL_SECONDS):
@@ -173,13 +178,7 @@ class Study:
 
     def _wants_more(self) -> bool:
         """Whether to propose now: nothing says stop, the lane is free, little waits, and the budget has room."""
-        if (
-            self._stopping
-            or self._exhausted
-            or self._pricing
-            or not self._executor.lane_free
-            or len(self._queue) >= PRICED_AHEAD
-        ):
+        if self._stopping or self._exhausted or self._pricing.busy or len(self._queue) >= PRICED_AHEAD:
             return False
         return self._ledger.fits(self._elapsed(), len(self._queue))
 
@@ -192,71 +191,6 @@ class Study:
     def _elapsed(self) -> list[float]:
         now = time.monotonic()
         return [now - self._began.get(number, now) for number in self._running.values()]
-
-    def _probe(self) -> None:
-        """Price the smallest architectures before anything is trained: are the limits within reach at all?"""
-        limits = self._config.limits
-        if not limits or any(e.state == "done" and limits.met(e.price or {}) for e in self._store.entries):
-            return
-        found: list[tuple[str, Mapping[str, Any]]] = []
-        trouble = "nothing was measured"
-        for architecture in (self._space.baseline, *self._space.smallest(self._config.imgsz)):
-            price = self._price_now(architecture)
-            if isinstance(price, str):
-                trouble = price
-            elif limits.met(price):
-                return
-            else:
-                found.append((architecture.text(self._space.skeleton), price))
-            if self._stopping:
-                return
-        if not found:
-            raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", "see workers/lane.log")
-        raise infeasible(limits, self._config.target, self._config.imgsz, found)
-
-    def _price_now(self, architecture: Architecture) -> Mapping[str, Any] | str:
-        """The price of an architecture, waiting for the lane; a reason in words where it has none."""
-        model = self._model(architecture)
-        key = model_key(model, self._config.imgsz)
-        if known := self._prices.get(key):
-            return known
-        reason = ""
-        for _ in range(MAX_ATTEMPTS):
-            event = self._measured(self._price_attempt(model))
-            if isinstance(event, Result):
-                self._prices.put(key, dict(event.data))
-                return event.data
-            reason = event.reason
-            log.warning("probe %s: %s", architecture.id, reason)
-            if isinstance(event, Failed) or self._stopping:
-                break
-        return reason
-
-    def _measured(self, attempt: Attempt) -> Result | Failed | Lost:
-        """How a measurement ends, waiting for it."""
-        self._executor.start(attempt)
-        while True:
-            self._watch(self._status())
-            for event in self._executor.poll(POLL_SECONDS):
-                if not isinstance(event, Progress):
-                    self._store.add_seconds(lane=event.seconds)
-                    return event
-
-    def _model(self, architecture: Architecture) -> dict[str, Any]:
-        return model_yaml(self._space.skeleton, architecture, self._nc)
-
-    def _price_attempt(self, model: dict[str, Any]) -> Attempt:
-        # The baseline stands in every report: it is measured well also where it is far over a limit.
-        limits = Limits() if model == self._model(self._space.baseline) else self._config.limits
-        job = PriceJob(
-            model,
-            self._config.target,
-            self._config.imgsz,
-            asdict(limits),
-            weights=self._config.weights,
-            blocks=self._blocks,
-        )
-        return Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
 
     def _propose(self, fixed: Architecture | None = None) -> None:
         """Ask for one architecture and have it priced; a repeat or a forbidden one is rejected at once.
@@ -286,16 +220,12 @@ class Study:
         self._price(number)
 
     def _price(self, number: int) -> None:
-        """Have a proposal measured, unless somebody asked to stop: a resumed search then draws it again."""
+        """Have a proposal priced, unless somebody asked to stop: a resumed search then draws it again."""
         if self._stopping:
             return
-        model = self._model(self._architecture(number))
-        if known := self._prices.get(model_key(model, self._config.imgsz)):
-            self._priced(number, known)
-        else:
-            attempt = self._price_attempt(model)
-            self._pricing[attempt.key] = number
-            self._executor.start(attempt)
+        price = self._pricing.ask(number, self._architecture(number))
+        if price is not None:
+            self._priced(number, price)
 
     def _priced(self, number: int, price: Mapping[str, Any]) -> None:
         limits = self._config.limits
@@ -316,7 +246,7 @@ class Study:
         while self._executor.free > 0 and self._may_start():
             number = self._queue.popleft()
             state, keep = self._folders.state(number), self._folders.weights(number)
-            job = replace(self._jobs(self._model(self._architecture(number))), state=str(state), keep=str(keep))
+            job = replace(self._jobs(self._pricing.model(self._architecture(number))), state=str(state), keep=str(keep))
             attempt = Attempt(
                 f"trial{number}-{next(self._keys)}", TRAIN, asdict(job), derive(self._config.seed, number, "train")
             )
@@ -326,27 +256,19 @@ class Study:
             self._executor.start(attempt)
 
     def _take(self, event: Event) -> None:
-        if event.key in self._pricing:
+        if self._pricing.owns(event):
             self._take_price(event)
         elif event.key in self._running:
             self._take_training(event)
 
     def _take_price(self, event: Event) -> None:
-        if isinstance(event, Progress):
-            return
-        number = self._pricing.pop(event.key)
-        self._store.add_seconds(lane=event.seconds)
-        if isinstance(event, Result):
-            self._prices.put(model_key(self._model(self._architecture(number)), self._config.imgsz), dict(event.data))
-            self._priced(number, event.data)
-        elif isinstance(event, Lost) and self._unmeasured[number] + 1 < MAX_ATTEMPTS:
-            self._unmeasured[number] += 1
-            log.warning("trial %d: measurement lost (%s): tried again", number, event.reason)
-            self._price(number)
-        else:
-            reason = f"invalid: {event.reason}"
-            self._reject(number, reason)
-            self._post_mortem(number, event)
+        told = self._pricing.take(event)
+        if isinstance(told, Priced):
+            self._priced(told.number, told.price)
+        elif isinstance(told, Unpriced):
+            reason = f"invalid: {told.reason}"
+            self._reject(told.number, reason)
+            self._post_mortem(told.number, told.reason, told.detail)
             self._stop_if_all_fail_alike(reason)
 
     def _take_training(self, event: Event) -> None:
@@ -382,7 +304,7 @@ class Study:
             log.warning("trial %d lost (%s): tried again", number, event.reason)
         else:
             self._store.fail(number, event.seconds, event.reason)
-            self._post_mortem(number, event)
+            self._post_mortem(number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
             self._stop_if_all_fail_alike(event.reason)
         self._record()
 
@@ -402,9 +324,9 @@ class Study:
     def _losses(self, number: int) -> int:
         return sum(attempt["outcome"] == "lost" for attempt in self._store[number].attempts)
 
-    def _post_mortem(self, number: int, event: Failed | Lost) -> None:
-        log.warning("trial %d: %s", number, event.reason)
-        self._folders.failed(number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
+    def _post_mortem(self, number: int, reason: str, detail: str) -> None:
+        log.warning("trial %d: %s", number, reason)
+        self._folders.failed(number, reason, detail)
 
     def _stop_if_all_fail_alike(self, reason: str) -> None:
         ended = [e for e in self._store.entries if e.state in {"done", "failed"} or (e.reason or "").startswith("invalid")]

@@ -20,8 +20,9 @@ ARROWS = {
     "cli": {"api", "blocks", "review", "runs", "yolo"},
     "api": {"blocks", "run", "session", "latency", "review", "runs", "dataset", "hardware"},
     "run": {"outcome", "export", "review", "runs"},
-    "session": {"study", "run", "outcome", "execution", "latency", "review", "runs", "dataset", "hardware", "cache"},
-    "study": {"execution", "latency", "review", "runs", "search"},
+    "session": {"pricing", "study", "run", "outcome", "execution", "latency", "review", "runs", "dataset", "hardware", "cache"},
+    "study": {"pricing", "execution", "latency", "review", "runs", "search"},
+    "pricing": {"execution", "latency"},
     "outcome": {"export", "review", "runs"},
     "execution": {"blocks", "training", "latency", "yolo", "dataset"},
     "runs": {"search"},
@@ -65,7 +66,15 @@ FREE_OF = {  # modules -> what importing them in a fresh process must not load
         "plotly",
     ),
     ("nas.runs.folder", "nas.review.space_table"): ("torch", "ray", "ultralytics", "optuna"),
-    ("nas.study", "nas.api", "nas.outcome", "nas.runs.store", "nas.execution.local", "nas.dataset.description"): (
+    (
+        "nas.pricing",
+        "nas.study",
+        "nas.api",
+        "nas.outcome",
+        "nas.runs.store",
+        "nas.execution.local",
+        "nas.dataset.description",
+    ): (
         "torch",
         "ray",
         "ultralytics",

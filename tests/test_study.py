@@ -161,7 +161,9 @@ class FakeExecutor:
             if Limits(**attempt.payload["limits"]).broken(known):
                 return Result(attempt.key, known, seconds)
             self.timed.append(name_of(model))
-            return Result(attempt.key, {"ms": ms, "p90": ms, "spread": 0.01, "runs": 9, "rough": False, **known}, seconds)
+            return Result(
+                attempt.key, {"ms": ms, "p90": ms, "spread": 0.01, "runs": 9, "rough": False, "noisy": False, **known}, seconds
+            )
         self.finished.append(name_of(model))
         return Result(attempt.key, {"map": self.score(model), "map50": 0.5, "pid": 1}, seconds)
 

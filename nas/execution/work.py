@@ -22,6 +22,7 @@ PRICE = "nas.execution.work:price"
 TRAIN = "nas.execution.work:train"
 TRY_WEIGHTS = "nas.execution.work:try_weights"
 SCORES = "nas.execution.work:scores"
+UNSTABLE = "latency unstable"
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -30,10 +31,11 @@ Report = Callable[[Mapping[str, Any]], None]
 class PriceJob:
     """Price a model on a target.
 
-    `target` is its full name, `model` a resolved model YAML as a mapping. `limits` are those of `nas.limits.Limits`, by name:
-    what is far over that on latency is not measured to the last percent, and what is over another is not timed at all. With a
-    checkpoint of other classes a head may get another width, so `weights` count here too. `blocks` are the user's block files
-    that the model needs, as for every job.
+    `target` is its full name, `imgsz` the side of its image unless it names its own, `model` a resolved model YAML as a
+    mapping. `limits` are those of `nas.limits.Limits`, by name: what is far over that on latency is not measured to the last
+    percent, and what is over another is not timed at all. `allow_noisy`: a figure in any case, marked and with a wider
+    interval. `rows`: profiled too. With a checkpoint of other classes a head may get another width, so `weights` count here
+    too. `blocks` are the user's block files that the model needs, as for every job.
     """
 
     model: Mapping[str, Any]
@@ -41,6 +43,8 @@ class PriceJob:
     imgsz: int
     limits: Mapping[str, float | None] = field(default_factory=dict)
     weights: str | None = None
+    allow_noisy: bool = False
+    rows: bool = False
     blocks: list[str] = field(default_factory=list)
 
 
@@ -100,30 +104,48 @@ class WeightsJob:
 
 
 def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
-    """Latency and footprint of a `PriceJob`'s model; its footprint alone where that breaks a limit. Values of weights do not
-    matter: they are drawn."""
+    """Latency and footprint of a `PriceJob`'s model; its footprint alone where that breaks a limit. Values of weights do
+    not matter: they are drawn.
+
+    `rows`, where asked for and where the runtime has a profile, are the milliseconds of each row by its index as text; they
+    add up to `ms`.
+
+    Raises:
+        UnstableError: its message begins with `UNSTABLE` and is alike where the cause is alike.
+    """
     import torch  # noqa: PLC0415  (workers only)
 
+    from nas.errors import InputError, UnstableError  # noqa: PLC0415
     from nas.latency.cache import as_price  # noqa: PLC0415
-    from nas.latency.measure import measure  # noqa: PLC0415
+    from nas.latency.measure import Unstable  # noqa: PLC0415
     from nas.latency.runtimes import SESSIONS  # noqa: PLC0415
     from nas.latency.target import Target  # noqa: PLC0415
+    from nas.latency.timing import timed  # noqa: PLC0415
     from nas.yolo.build import inference_form  # noqa: PLC0415
     from nas.yolo.footprint import footprint  # noqa: PLC0415
 
     job = PriceJob(**payload)
-    target = Target.parse(job.target)
+    target = Target.parse(job.target).at(job.imgsz)
+    if target.kind not in SESSIONS:
+        raise InputError(f"target {target} is another device's: nothing can be measured on it here", "measure it there")
     torch.manual_seed(seed)
     model = inference_form(_model(job)[0])
-    shape, written_out = (target.batch, 3, job.imgsz, job.imgsz), "onnxruntime" in target.kind
+    shape, written_out = (target.batch, 3, target.height, target.width), target.runtime == "onnxruntime"
     known = asdict(footprint(model, shape, target.precision, attention_written_out=written_out))
     limits = Limits(**job.limits)
     if limits.broken(known):
         return known
-    session = SESSIONS[target.kind](model, target, job.imgsz)
+    session = SESSIONS[target.kind](model, target)
     session.run()
     report({"quiet": True})
-    return as_price(measure(session.run, limits.ms), known)
+    try:
+        latency = timed(session, target, limits.ms, allow_noisy=job.allow_noisy)
+    except Unstable as error:
+        raise UnstableError(f"{UNSTABLE}: {error}", "let the machine come to rest, or --allow-noisy") from error
+    rows = session.rows() if job.rows else None
+    scale = latency.ms / sum(rows.values()) if rows else 1.0
+    profile = {"rows": {str(row): ms * scale for row, ms in rows.items()}} if rows else {}
+    return as_price(latency, known) | profile
 
 
 def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, float]:  # noqa: ARG001  (takes a second)

@@ -41,11 +41,17 @@ class SlotChoices:
         block = str(pick("block", self.blocks))
         width = float(pick("width", self.widths))
         depth = int(pick("depth", self.depths)) if self.depths else None
-        if block == KEEP:
-            return place(self.slot, KEEP, width, depth, None, {})
-        heads = int(pick("heads", self.heads)) if self.heads and CATALOG[block].has_heads else None
+        heads = int(pick("heads", self.heads)) if self.heads and block != KEEP and CATALOG[block].has_heads else None
         knobs = {knob: pick(f"{block}.{knob}", values) for knob, values in self.knobs.get(block, {}).items()}
-        return place(self.slot, block, width, depth, heads, knobs)  # type: ignore[arg-type]
+        chosen = (block, width, depth, heads, *knobs.values())
+        if chosen not in self._placed:
+            self._placed[chosen] = place(self.slot, block, width, depth, heads, knobs)  # type: ignore[arg-type]
+        return self._placed[chosen]
+
+    @cached_property
+    def _placed(self) -> dict[tuple[Choice | None, ...], Placement | None]:
+        """What was placed before: equal placements are one object, which very many architectures share."""
+        return {}
 
     @cached_property
     def options(self) -> Mapping[Placement | None, Params]:

@@ -263,6 +263,11 @@ def _resolve(
     return Row(source if isinstance(source, int) else tuple(sources), repeats, module, tuple(args), c1, c2, stride)
 
 
+def own_channels(module: str) -> bool:
+    """Whether a row has output channels of its own, whatever comes in; of others the inputs decide."""
+    return module in _WIDTH_SCALED or module in ROWS or module in {"HGStem", "HGBlock", "ResNetLayer"}
+
+
 def _stride(module: str, args: list[Any]) -> float:
     """The change of stride that a row makes."""
     if module in ROWS:

@@ -17,6 +17,7 @@ from nas.errors import InputError
 from nas.space.skeleton import TASKS
 
 OPSET = 18
+Size = int | tuple[int, int]  # of an image in pixels: the side of a square, or height and width
 _MODELS: dict[str, type[BaseModel]] = {
     "detect": tasks.DetectionModel,
     "segment": tasks.SegmentationModel,
@@ -44,11 +45,14 @@ def build(model_yaml: dict[str, Any]) -> BaseModel:
 
 
 def inference_form(model: BaseModel, *, export: bool = True) -> BaseModel:
-    """A fused copy in eval mode whose forward returns decoded predictions before NMS (what is timed and exported).
+    """A fused copy in eval mode whose forward returns what is timed and exported: decoded predictions before NMS, or the final
+    ones (batch, up to 300, 6: corners, score, class) where the head picks them itself, see `is_end2end`.
 
     A segmentation model returns two tensors: the predictions, each with its mask coefficients, and the mask prototypes.
     """
-    fused = deepcopy(model).eval().float().fuse(verbose=False)
+    copy = deepcopy(model).eval().float()
+    copy.end2end = is_end2end(copy)
+    fused = copy.fuse(verbose=False)
     for parameter in fused.parameters():
         parameter.requires_grad_(False)
     head = fused.model[-1]
@@ -56,13 +60,21 @@ def inference_form(model: BaseModel, *, export: bool = True) -> BaseModel:
     return fused
 
 
+def is_end2end(model: BaseModel) -> bool:
+    """Whether the head has learned to answer with one box per object (YOLOv10, YOLO26), so that nothing follows it.
+
+    Ultralytics trains both of its branches and infers by the other one, with NMS, unless it is told not to.
+    """
+    return getattr(model.model[-1], "one2one_cv2", None) is not None
+
+
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def multiply_adds(model: nn.Module, imgsz: int) -> float:
+def multiply_adds(model: nn.Module, imgsz: Size) -> float:
     """Multiply-adds of one forward pass at batch 1, convolutions, products and attention, counted by torch."""
-    image = torch.zeros(1, 3, imgsz, imgsz, device=next(model.parameters()).device)
+    image = torch.zeros(1, 3, *sides(imgsz), device=next(model.parameters()).device)
     with torch.no_grad(), flop_counter() as counter:
         model(image)
     return float(counter.get_total_flops()) / 2
@@ -83,14 +95,21 @@ def tensors(output: Any) -> list[torch.Tensor]:
     return [output] if isinstance(output, torch.Tensor) else [tensor for part in output for tensor in tensors(part)]
 
 
-def export_onnx(model: nn.Module, path: Path, imgsz: int, *, batch: int = 1, dynamic: bool = False) -> None:
-    """Write an `inference_form` as ONNX with input `images` (batch, 3, imgsz, imgsz) and outputs `output0`, `output1`, ….
+def sides(imgsz: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+
+
+def export_onnx(model: nn.Module, path: Path, imgsz: Size, *, batch: int = 1, dynamic: bool = False) -> None:
+    """Write an `inference_form` as ONNX with input `images` (batch, 3, height, width) and outputs `output0`, `output1`, …, in
+    the precision and on the device of the model.
 
     Args:
         dynamic: leave batch, height and width open.
     """
     model.model[-1].dynamic = dynamic  # type: ignore[index, union-attr]
-    image = torch.zeros(batch, 3, imgsz, imgsz)
+    weight = next(model.parameters())
+    image = torch.zeros(batch, 3, *sides(imgsz), dtype=weight.dtype, device=weight.device)
     with warnings.catch_warnings(), torch.no_grad():
         # The tracer warns of Python branches in Ultralytics' head, which depend on the fixed head alone.
         warnings.simplefilter("ignore")

@@ -1,0 +1,114 @@
+"""How alike the times of two rows are: the mean and covariance of the Gaussian process over the logarithm of a row's time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from nas.latency.rows import RowKind
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+# Runtimes compute channels in groups; 16 is that of AVX-512 and of most tensor cores.
+GROUP = 16
+LN2 = float(np.log(2.0))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of the logarithm of a row's time, and lengths in octaves: what is believed before measuring.
+
+    `all_*` is shared by all rows, `family_*` by the rows of one module, `layer_*` by those of one module in one layer; a
+    `level` is a constant factor, a `slope` that of an exponent of the power law, a `bend` a smooth departure from it over
+    `reach` octaves.
+    """
+
+    all_level: float = 2.0
+    all_slope: float = 0.3
+    family_level: float = 1.0
+    family_slope: float = 0.3
+    family_bend: float = 0.15
+    family_reach: float = 2.0
+    layer_level: float = 0.15
+    layer_bend: float = 0.05
+    layer_reach: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row kinds as arrays: `family` and `layer` (n,), `numbers` (n, d) in octaves around those of a usual layer."""
+
+    family: Ints
+    layer: Ints
+    numbers: Floats
+
+
+@dataclass
+class Encoder:
+    """Turns row kinds into arrays; families and knobs are numbered as they come."""
+
+    knobs: tuple[str, ...]
+    families: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kinds: Iterable[RowKind]) -> Encoder:
+        return cls(tuple(sorted({name for kind in kinds for name, _ in kind.knobs})))
+
+    def __call__(self, kinds: Sequence[RowKind]) -> Rows:
+        names = [(kind.module, len(kind.inputs)) for kind in kinds]
+        family = np.array([self.families.setdefault(name, len(self.families)) for name in names], dtype=np.int64)
+        layer = np.array([kind.layer for kind in kinds], dtype=np.int64)
+        return Rows(family, layer, np.array([self._numbers(kind) for kind in kinds]).reshape(len(kinds), -1))
+
+    def _numbers(self, kind: RowKind) -> list[float]:
+        knobs = dict(kind.knobs)
+        taken = sum(kind.inputs)
+        return [
+            np.log2(taken / 64),
+            np.log2(kind.channels / 64),
+            np.log2(max(kind.depth, 1)),
+            2 * (3 - np.log2(kind.stride)),
+            np.log2(kind.heads) - 2 if kind.heads else 0.0,
+            float(taken % GROUP > 0) / 2,
+            float(kind.channels % GROUP > 0) / 2,
+            *(np.log2(1 + max(knobs[name], 0.0)) if name in knobs else 0.0 for name in self.knobs),
+        ]
+
+
+def prior_mean(rows: Rows) -> Floats:
+    """The logarithm of a row's time before anything is measured, up to a constant: between memory-bound and compute-bound."""
+    slopes = np.zeros(rows.numbers.shape[1])
+    slopes[:4] = 0.6, 0.6, 0.8, 0.8
+    mean: Floats = LN2 * rows.numbers @ slopes
+    return mean
+
+
+def covariance(a: Rows, b: Rows, s: Spread) -> Floats:
+    """Covariance of the logarithms of the times of rows `a` (n) and `b` (m), (n, m)."""
+    product = LN2**2 * a.numbers @ b.numbers.T
+    apart = _squares(a.numbers, b.numbers)
+    family = a.family[:, None] == b.family[None, :]
+    layer = family & (a.layer[:, None] == b.layer[None, :])
+    result: Floats = s.all_level**2 + s.all_slope**2 * product
+    result += family * (
+        s.family_level**2 + s.family_slope**2 * product + s.family_bend**2 * np.exp(apart * (-0.5 / s.family_reach**2))
+    )
+    result += layer * (s.layer_level**2 + s.layer_bend**2 * np.exp(apart * (-0.5 / s.layer_reach**2)))
+    return result
+
+
+def variance(a: Rows, s: Spread) -> Floats:
+    """The diagonal of `covariance(a, a, s)`."""
+    product = LN2**2 * np.sum(a.numbers**2, axis=1)
+    constant = s.all_level**2 + s.family_level**2 + s.family_bend**2 + s.layer_level**2 + s.layer_bend**2
+    result: Floats = constant + (s.all_slope**2 + s.family_slope**2) * product
+    return result
+
+
+def _squares(a: Floats, b: Floats) -> Floats:
+    result: Floats = np.maximum(np.sum(a**2, 1)[:, None] + np.sum(b**2, 1)[None, :] - 2 * a @ b.T, 0.0)
+    return result

@@ -1,0 +1,248 @@
+"""Latency of architectures that nobody has measured, with an interval, from a few dozen that somebody has.
+
+A model's latency is taken as the sum of its rows' times. The logarithm of a row's time is a Gaussian process: rows of one
+module (a block, or a stock layer) share a power law of channels, depth, resolution, heads and knobs with slopes drawn around
+what convolutions cost, and differ smoothly from it; a layer has an offset of its own. What was measured enters as it comes:
+times of rows, where the runtime has a profile, and latencies of whole models, whose logarithm is linearised around the
+present estimate (Gauss-Newton), so that the same model learns from whole models alone where there is nothing else.
+
+Intervals are conformal: the errors made on measured architectures, each predicted without its own measurements
+(leave-one-out, exact for a Gaussian process), over the standard deviation that the process itself states; so they are right
+on average even where the process is not (Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from nas.errors import InputError
+from nas.latency.kernel import Encoder, Floats, Ints, Spread, covariance, prior_mean, variance
+from nas.latency.rows import row_kinds
+from nas.space.architecture import Architecture
+from nas.space.search_space import SearchSpace
+from nas.space.skeleton import Skeleton
+
+LEVEL = 0.9
+MIN_OBSERVATIONS = 3
+# Rows of the first so many observations that have some; further ones enter as whole models, which bounds the time of a fit.
+MAX_PROFILED = 40
+STEPS, SETTLED = 12, 1e-4
+# Standard deviations of the logarithm of what is measured: of a whole model, of a row, and of a row by the share of the
+# whole below which a profile does not see it (it counts in microseconds).
+WHOLE_NOISE, ROW_NOISE, ROW_FLOOR = 0.01, 0.03, 4e-4
+SPREAD = Spread()
+
+
+class Observation(NamedTuple):
+    """A measured architecture: `ms` of the whole model, and of each row by its layer index where the runtime has a profile.
+    Rows add up to the whole."""
+
+    architecture: Architecture
+    ms: float
+    rows: Mapping[int, float] | None = None
+
+
+@dataclass(frozen=True)
+class Error:
+    """How wrong a model is on its own observations, each predicted without its own measurements.
+
+    `mape` is the mean absolute error in percent of the measured latency, `spearman` the rank correlation with it, `n` the
+    number of observations.
+    """
+
+    mape: float
+    spearman: float
+    n: int
+
+
+class LatencyModel:
+    """What is known about the latencies of one skeleton's architectures on one target (at one image size).
+
+    Make one by `fit` or `from_dict`. A model is never changed: more observations make a new one.
+    """
+
+    def __init__(self, skeleton: Skeleton, observations: Sequence[Observation]) -> None:
+        self.skeleton = skeleton
+        self.observations = tuple(observations)
+        self._learn()
+
+    @classmethod
+    def fit(
+        cls,
+        space: SearchSpace | Skeleton,
+        observations: Iterable[tuple[Architecture, float, Mapping[int, float] | None]],
+    ) -> Self:
+        """Learn from measured architectures; of one that occurs twice the lower latency counts (a neighbour only adds).
+
+        Raises:
+            InputError: fewer than 3 observations, a latency that is no positive number, or rows that do not exist.
+        """
+        skeleton = space.skeleton if isinstance(space, SearchSpace) else space
+        best: dict[Architecture, Observation] = {}
+        for observation in map(Observation._make, observations):
+            _check(skeleton, observation)
+            known = best.get(observation.architecture)
+            if known is None or observation.ms < known.ms:
+                best[observation.architecture] = observation
+        if len(best) < MIN_OBSERVATIONS:
+            what = f"a latency model of {skeleton.name} from {len(best)} measured architectures"
+            raise InputError(what, f"measure at least {MIN_OBSERVATIONS} different ones")
+        return cls(skeleton, list(best.values()))
+
+    def predict(self, architectures: Sequence[Architecture]) -> tuple[Floats, Floats, Floats]:
+        """Milliseconds, and the bounds that hold the measured figure in 90% of cases, of each architecture.
+
+        Architectures far from what was measured get a wide interval, not an error.
+
+        Raises:
+            InputError: an architecture of another skeleton.
+        """
+        if not architectures:
+            return np.empty(0), np.empty(0), np.empty(0)
+        kinds, index = row_kinds(self.skeleton, architectures)
+        rows = self._encode(kinds)
+        shared = covariance(rows, self._rows, SPREAD)
+        log_times = prior_mean(rows) + self._level + shared @ self._weights
+        unsure = np.maximum(variance(rows, SPREAD) - np.sum(shared @ self._known * shared, axis=1), 0.0)
+        times = np.exp(log_times)[index]
+        total = times.sum(1)
+        deviation = _deviation(times / total[:, None], unsure[index])
+        margin = np.exp(self._factor * deviation)
+        return total, total / margin, total * margin
+
+    def to_dict(self) -> dict[str, Any]:
+        """The observations as plain data, from which the same model follows."""
+        return {
+            "skeleton": self.skeleton.name,
+            "observations": [
+                {"architecture": o.architecture.to_dict(), "ms": o.ms}
+                | ({"rows": {str(row): ms for row, ms in o.rows.items()}} if o.rows is not None else {})
+                for o in self.observations
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, space: SearchSpace | Skeleton, data: Mapping[str, Any]) -> Self:
+        """The model that `to_dict` described. Raises InputError as `fit` does."""
+        return cls.fit(
+            space,
+            (
+                (
+                    Architecture.from_dict(entry["architecture"]),
+                    float(entry["ms"]),
+                    {int(row): float(ms) for row, ms in entry["rows"].items()} if "rows" in entry else None,
+                )
+                for entry in data["observations"]
+            ),
+        )
+
+    def _learn(self) -> None:
+        """Gauss-Newton on the logarithms of the times of all distinct rows that occur in the observations."""
+        kinds, index = row_kinds(self.skeleton, [o.architecture for o in self.observations])
+        self._encode = Encoder.of(kinds)
+        self._rows = self._encode(kinds)
+        n = len(self.observations)
+        log_ms = np.log([o.ms for o in self.observations])
+        prior = prior_mean(self._rows)
+        self._level = float(np.mean(log_ms - np.log(np.exp(prior)[index].sum(1))))
+        prior += self._level
+        shared = covariance(self._rows, self._rows, SPREAD)
+        owner, row, log_row, noise = _profiled(self.observations, index)
+        noise = np.append(noise, np.full(n, WHOLE_NOISE**2))
+        looks = np.zeros((len(row) + n, len(kinds)))  # how each observation changes with each row's logarithm
+        looks[np.arange(len(row)), row] = 1.0
+        whole = looks[len(row) :]
+        estimate = prior.copy()
+        for _ in range(STEPS):
+            times = np.exp(estimate)[index]
+            total = times.sum(1)
+            shares = times / total[:, None]
+            whole[:] = 0.0
+            np.add.at(whole, (np.arange(n)[:, None], index), shares)
+            surprise = np.append(log_row - prior[row], log_ms - np.log(total) + whole @ (estimate - prior))
+            seen = np.concatenate([shared[row], whole @ shared])
+            precision = np.linalg.inv(np.concatenate([seen[:, row], seen @ whole.T], axis=1) + np.diag(noise))
+            before, estimate = estimate, prior + seen.T @ (precision @ surprise)
+            if np.abs(estimate - before).max() < SETTLED:
+                break
+        self._weights = looks.T @ (precision @ surprise)
+        self._known = looks.T @ precision @ looks
+        groups = [np.append(np.flatnonzero(owner == number), len(row) + number) for number in range(n)]
+        errors, unsure = _left_out(precision, surprise, seen, np.diag(shared), groups, index)
+        self._factor = _conformal(np.abs(errors) / _deviation(shares, unsure))
+        measured = np.exp(log_ms)
+        predicted = measured * np.exp(-errors)
+        mape = 100 * float(np.mean(np.abs(predicted / measured - 1)))
+        self.error = Error(mape, spearman(predicted, measured), n)
+
+
+def spearman(a: Floats, b: Floats) -> float:
+    """Rank correlation; of ties the ranks in the order given, which no measured latency has."""
+    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _profiled(observations: Sequence[Observation], index: Ints) -> tuple[Ints, Ints, Floats, Floats]:
+    """Every measured row: its observation, its number among the distinct rows, the logarithm of its time, its variance."""
+    found = []
+    profiled = [number for number, o in enumerate(observations) if o.rows is not None][:MAX_PROFILED]
+    for number in profiled:
+        _, ms, rows = observations[number]
+        for layer, row_ms in (rows or {}).items():
+            if row_ms > 0:
+                noise = ROW_NOISE**2 + (ROW_FLOOR * ms / row_ms) ** 2
+                found.append((number, index[number, layer], math.log(row_ms), noise))
+    columns = np.array(found, dtype=float).reshape(-1, 4).T
+    return columns[0].astype(np.int64), columns[1].astype(np.int64), columns[2], columns[3]
+
+
+def _left_out(
+    precision: Floats, surprise: Floats, seen: Floats, prior: Floats, groups: Sequence[Ints], index: Ints
+) -> tuple[Floats, Floats]:
+    """Of each architecture the error of its logarithm, and the variances of its rows', without its own measurements.
+
+    Conditioning on all but a group of observations needs only the group's block of the inverse covariance of all (Rasmussen
+    and Williams, "Gaussian Processes for Machine Learning", 2006, section 5.4.2).
+
+    Args:
+        seen: covariance of every observation with every distinct row.
+        prior: variance of every distinct row before anything is measured.
+        groups: of each architecture its observations, the whole model's last.
+    """
+    weighted, pull = precision @ surprise, precision @ seen
+    known = prior - np.sum(seen * pull, axis=0)
+    errors, unsure = np.empty(len(groups)), np.empty(index.shape)
+    for number, own in enumerate(groups):
+        spread = np.linalg.inv(precision[np.ix_(own, own)])
+        errors[number] = (spread @ weighted[own])[-1]
+        mine = pull[np.ix_(own, index[number])]
+        unsure[number] = known[index[number]] + np.sum(mine * (spread @ mine), axis=0)
+    return errors, np.maximum(unsure, 0.0)
+
+
+def _deviation(shares: Floats, unsure: Floats) -> Floats:
+    """Standard deviation of the logarithm of a sum whose terms have these shares and variances of the logarithm."""
+    deviation: Floats = np.sqrt(WHOLE_NOISE**2 + np.sum(shares**2 * unsure, axis=1))
+    return deviation
+
+
+def _conformal(scores: Floats) -> float:
+    """What a further score stays below in 90% of cases; with fewer than 9 scores the largest, stretched by what is missing."""
+    n = len(scores)
+    rank = math.ceil((n + 1) * LEVEL)
+    return float(np.sort(scores)[min(rank, n) - 1]) * max(rank / n, 1.0)
+
+
+def _check(skeleton: Skeleton, observation: Observation) -> None:
+    _, ms, rows = observation
+    if not (math.isfinite(ms) and ms > 0):
+        raise InputError(f"a latency of {ms} ms", "give milliseconds above 0")
+    if strange := [row for row in rows or {} if not 0 <= row < len(skeleton.rows)]:
+        raise InputError(f"{skeleton.name} has no row {strange[0]}", f"rows are numbered from 0 to {len(skeleton.rows) - 1}")
+    if any(not math.isfinite(value) or value < 0 for value in (rows or {}).values()):
+        raise InputError("a row's time is negative or no number", "give milliseconds")
