@@ -89,6 +89,7 @@ _allow_noisy = click.option(
     metavar="RUN",
     help="Go on with a run; --budget, --max-…, --workers, --executor and --allow-noisy may change.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what there is to choose from and what the budget buys; train nothing.")
 @click.option("--add-budget", metavar="BUDGET", help="With --resume: so much more.")
 @click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
 @click.pass_context
@@ -102,7 +103,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
     from nas.review.progress import progress  # noqa: PLC0415
     from nas.runs.folder import command_line, resume_command  # noqa: PLC0415
 
-    quiet, again, add = options.pop("quiet"), options.pop("resume"), options.pop("add_budget")
+    quiet, again, add, dry = (options.pop(name) for name in ("quiet", "resume", "add_budget", "dry_run"))
     settings = parse_settings(options.pop("settings"))
     named = {name: options.pop(name) for name in ("epochs", "fraction")}
     settings |= {name: value for name, value in named.items() if value is not None}
@@ -110,8 +111,14 @@ def search(ctx: click.Context, /, **options: Any) -> None:
     if again is None:
         if add is not None:
             raise InputError("--add-budget needs --resume RUN", "for a new search use --budget")
+        if dry:
+            del options["name"]
+            click.echo("\n".join(api.dry_run(**options, **settings, progress=view)))
+            return
         run = api.search(**options, **settings, command=command_line(), progress=view)
     else:
+        if dry:
+            raise InputError("--dry-run is for a new search", f"leave out --resume {again}")
         given = {k for k in options if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
         given |= set(settings)
         limits = {"max_latency", "max_params", "max_macs", "max_size"}

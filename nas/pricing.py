@@ -138,7 +138,7 @@ class Pricing:
         found: list[tuple[str, Price]] = []
         trouble = "nothing was measured"
         for architecture in (self._space.baseline, *self._space.smallest(self._config.imgsz)):
-            price = self._now(architecture, wait)
+            price = self.now(architecture, wait)
             if isinstance(price, str):
                 trouble = price
             elif limits.met(price):
@@ -151,7 +151,7 @@ class Pricing:
             raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", "see workers/lane.log")
         raise infeasible(limits, self._config.target, self._config.imgsz, found)
 
-    def _now(self, architecture: Architecture, wait: Callable[[], None]) -> Price | str:
+    def now(self, architecture: Architecture, wait: Callable[[], None]) -> Price | str:
         """The price of an architecture, waiting for the lane; a reason in words where it has none."""
         model = self.model(architecture)
         key = self._key(model)
@@ -185,7 +185,14 @@ class Pricing:
     def _attempt(self, model: dict[str, Any]) -> Attempt:
         # The baseline stands in every report: it is measured well also where it is far over a limit.
         limits = Limits() if model == self.model(self._space.baseline) else self._config.limits
+        config = self._config
         job = PriceJob(
-            model, self._config.target, self._config.imgsz, asdict(limits), weights=self._config.weights, blocks=self._blocks
+            model,
+            config.target,
+            config.imgsz,
+            asdict(limits),
+            weights=config.weights,
+            allow_noisy=config.allow_noisy,
+            blocks=self._blocks,
         )
         return Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)

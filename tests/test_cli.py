@@ -25,6 +25,11 @@ def nas(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["search", "--max-latency", "2"], ["'2' has no unit", "2ms"]),
         (["search", "--max-latency", "-1ms"], ["greater than 0"]),
         (["search", "--max-latency=-1ms"], ["greater than 0"]),
+        (["search", "--max-params", "3"], ["'3' has no unit", "3M"]),
+        (["search", "--max-macs", "4Q"], ["unknown unit", "4G"]),
+        (["search", "--max-size", "10"], ["'10' has no unit", "10MB"]),
+        (["search", "--dry-run", "--budget", "64"], ["'64' has no unit"]),
+        (["search", "--dry-run", "--resume", "search"], ["--dry-run is for a new search"]),
         (["search", "data=coco8.yaml"], ["did you mean --data coco8.yaml?"]),
         (["search", "budget=2h"], ["did you mean --budget 2h?"]),
         (["search", "--data", "absent.yaml"], ["absent.yaml"]),
@@ -87,10 +92,20 @@ def test_no_arguments_are_answered_with_the_help(tmp_path: Path) -> None:
     assert done.stdout.startswith("Usage:")
 
 
-def test_nothing_feasible_is_said_before_any_training(tmp_path: Path) -> None:
-    done = nas("search", "--space", "demo", "--imgsz", "32", "--max-latency", "1us", "--budget", "1min", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (["--max-latency", "1us"], ["the fastest takes", "raise --max-latency, lower --imgsz"]),
+        (["--max-params", "10K"], ["the smallest has", "raise --max-params, or take a smaller skeleton"]),
+        (["--max-macs", "100K"], ["the cheapest takes", "raise --max-macs, lower --imgsz"]),
+        (["--max-size", "10kB", "--max-latency", "1s"], ["the smallest file has", "raise --max-size, or take"]),
+    ],
+)
+def test_nothing_feasible_is_said_before_any_training(tmp_path: Path, limit: list[str], words: list[str]) -> None:
+    done = nas("search", "--space", "demo", "--imgsz", "32", "--allow-noisy", "--budget", "1min", *limit, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
-    assert "the fastest takes" in done.stderr
+    for word in ("the fastest takes", *words):
+        assert word in done.stderr
     assert "done" not in (tmp_path / "results" / "search" / "search.log").read_text()
 
 

@@ -18,7 +18,8 @@ COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits"}
 ARROWS = {
     "nas": {"api", "blocks"},
     "cli": {"api", "blocks", "review", "runs", "yolo"},
-    "api": {"blocks", "run", "session", "latency", "review", "runs", "dataset", "hardware"},
+    "api": {"blocks", "run", "session", "dry_run", "latency", "review", "runs", "dataset", "hardware"},
+    "dry_run": {"session", "pricing", "execution", "latency", "review", "dataset", "cache"},
     "run": {"outcome", "export", "review", "runs"},
     "session": {"pricing", "study", "run", "outcome", "execution", "latency", "review", "runs", "dataset", "hardware", "cache"},
     "study": {"pricing", "execution", "latency", "review", "runs", "search"},
