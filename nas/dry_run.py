@@ -64,7 +64,7 @@ class Share:
             return cls(met, of, met / of, met / of)
         share, z = met / of, Z90**2 / of
         middle, half = share + z / 2, math.sqrt(z * share * (1 - share) + z**2 / 4)
-        return cls(met, of, max(0.0, (middle - half) / (1 + z)), min(1.0, (middle + half) / (1 + z)))
+        return cls(met, of, max(0.0, min(share, (middle - half) / (1 + z))), min(1.0, max(share, (middle + half) / (1 + z))))
 
     @property
     def likely(self) -> float:

@@ -397,7 +397,7 @@ def test_an_unreachable_limit_ends_before_any_training(make_lab):
         lab.run(executor)
     fastest = min(latency(executor.models[name]) for name in executor.priced)
     assert (
-        f"of 4 probed the fastest takes {fastest:.3g} ms (backbone.P4=repvit w0.5; backbone.P5=repvit w0.5)"
+        f"of 4 probed the fastest takes {fastest:.4g} ms (backbone.P4=repvit w0.5; backbone.P5=repvit w0.5)"
         in error.value.message
     )
     assert error.value.exit_code == 3
