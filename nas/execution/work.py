@@ -32,8 +32,8 @@ class PriceJob:
 
     `target` is its full name, `imgsz` the side of its image unless it names its own, `model` a resolved model YAML as a
     mapping; what is far over `limit_ms` is not measured to the last percent. `allow_noisy`: a figure in any case, marked and
-    with a wider interval. `rows`: profiled too. With a checkpoint of other classes a head may get another width, so `weights` count here too.
-    `blocks` are the user's block files that the model needs, as for every job.
+    with a wider interval. `rows`: also those of the rows. With a checkpoint of other classes a head may get another width, so
+    `weights` count here too. `blocks` are the user's block files that the model needs, as for every job.
     """
 
     model: Mapping[str, Any]

@@ -225,8 +225,7 @@ def _likelihood(noise: Noise, expected: Floats, surprise: Floats, owner: Ints, f
 
 def spearman(a: Floats, b: Floats) -> float:
     """Rank correlation; of ties the ranks in the order given, which no measured latency has."""
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1])
 
 
 def _profiled(observations: Sequence[Observation], index: Ints) -> tuple[Ints, Ints, Floats, Floats]:
