@@ -6,7 +6,7 @@ No torch in this process: what needs it runs in workers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from nas.config import Budget, RunConfig, parse_latency
 from nas.dataset.description import Dataset, read_dataset
 from nas.errors import InputError, StartError, UnreachableError
 from nas.hardware import cuda_devices, default_workers
-from nas.latency.target import Target, chosen_because
+from nas.latency.calibrate import calibration_set
+from nas.latency.probes import Probes, minutes, seconds_per_probe, write_probes
+from nas.latency.table import MIN_ROWS
+from nas.latency.target import Target, chosen_because, parse_imgsz
 from nas.review.progress import Progress, Quiet
 from nas.run import Run, writing
 from nas.runs import folder as folders
@@ -158,6 +161,48 @@ def resume(
     if config.weights is not None and _digest(_checkpoint(config.weights)) != manifest.get("weights_digest"):
         raise InputError(f"{config.weights}: has changed since {folder} began", "restore the file, or start a new run")
     return run_session(folder, config, dataset, progress or Quiet(), command)
+
+
+def probes(
+    out: str | Path,
+    *,
+    space: str | Path = "yolo11n-blocks",
+    imgsz: int | str = 640,
+    data: str | Path | None = None,
+    count: int = 40,
+    seed: int = 0,
+    blocks: str | Path | Sequence[str | Path] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> list[str]:
+    """Write a folder of probe models to measure on another device; returns what to know about it, in words.
+
+    Args:
+        out: the folder; what an interrupted call has written into it stays.
+        space: the search space that the device's latencies are wanted for.
+        imgsz: of the input, `640` or height x width, `384x640`.
+        data: a dataset YAML, for its number of classes; that of the skeleton where None.
+        count: how many models; more make better predictions.
+        blocks: files with blocks of your own; their code runs.
+        say: told of every model that is written.
+
+    Raises:
+        InputError: see `nas.latency.probes.write_probes`; also where the space is too small to learn from.
+    """
+    folder, size = Path(out), parse_imgsz(str(imgsz))
+    load_blocks(*_paths(blocks))
+    found = read_space(find_space(str(space)))
+    nc = found.skeleton.nc if data is None else _dataset(str(data), found.skeleton).nc
+    chosen = calibration_set(found, max(size), seed, count)
+    if len(chosen) < MIN_ROWS:
+        what = f"{found.source} has {len(chosen)} architectures, a latency model needs {MIN_ROWS}"
+        raise InputError(what, "add choices to it")
+    wanted = Probes(found.skeleton, chosen, size, nc)
+    weight = write_probes(folder, wanted, say=say)
+    quick, slow = (minutes(len(chosen) * seconds_per_probe(ms)) for ms in (10, 100))
+    return [
+        f"{len(chosen)} probes, {weight / 1e6:.0f} MB; what to do with them stands in {folder / 'README.txt'}",
+        f"measuring takes about {quick} where an inference takes 10 ms, {slow} where it takes 100 ms",
+    ]
 
 
 def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -158,6 +158,30 @@ def export(run: str | None, pick: str) -> None:
 
 
 @cli.group()
+def latency() -> None:
+    """Latencies of other devices."""
+
+
+@latency.command("probes")
+@click.option("--out", required=True, metavar="DIR", help="Folder to write.")
+@click.option("--space", default="yolo11n-blocks", show_default=True, help="Search space YAML, or the name of a shipped one.")
+@click.option("--imgsz", default="640", show_default=True, help="Side of the input, or height x width: 384x640.")
+@click.option("--data", metavar="YAML", help="Dataset, for its number of classes.  [default: the skeleton's own]")
+@click.option("--count", type=click.IntRange(8, 1000), default=40, show_default=True, help="How many models.")
+@click.option("--seed", default=0, show_default=True, help="Of their choice.")
+@_blocks
+def latency_probes(out: str, **options: Any) -> None:
+    """Write models to measure on another device, and the program that does so there with numpy and onnxruntime alone.
+
+    What it writes, jetson.csv say, is a target: nas search --target table:jetson.csv
+    """
+    from nas import api  # noqa: PLC0415
+
+    for line in api.probes(out, say=click.echo, **options):
+        click.echo(line)
+
+
+@cli.group()
 def space() -> None:
     """Check and show search spaces."""
 
