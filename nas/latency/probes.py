@@ -63,9 +63,10 @@ class Probes:
 
     def listed(self) -> dict[str, Any]:
         """What probes.json holds; `measure.py` copies all of an entry but its file into the table."""
-        return {"rows": len(self.skeleton.rows), "probes": [self._entry(a) for a in self.architectures]}
+        return {"rows": len(self.skeleton.rows), "probes": [self.entry(a) for a in self.architectures]}
 
-    def _entry(self, architecture: Architecture) -> dict[str, Any]:
+    def entry(self, architecture: Architecture) -> dict[str, Any]:
+        """What probes.json and, but for the file, a table say of an architecture."""
         height, width = self.imgsz
         return {
             "id": architecture.id,
@@ -79,7 +80,7 @@ class Probes:
 
     def readme(self, folder: str, *, more: bool) -> str:
         """README.txt. `more`: the device has a table already, to which these are added."""
-        entry = self._entry(self.architectures[0])
+        entry = self.entry(self.architectures[0])
         count = len(self.architectures)
         return _TEXT.format(
             skeleton=self.skeleton.name,
