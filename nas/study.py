@@ -89,6 +89,7 @@ class Study:
         self._heartbeat: dict[int, float] = {}
         self._saved = 0.0
         self._best: Entry | None = None
+        self._unsure: set[int] = set()
         self._misses = 0
         self._keys = itertools.count()
         self._phase = "probe"
@@ -160,9 +161,12 @@ class Study:
     def _step(self) -> bool:
         """One round: start what can start, wait for events, take them in. False when all is done."""
         self._start()
+        self._pricing.repeat()
         if self._wants_more():
             self._propose()
             self._start()
+        elif not self._pricing.busy and not self._stopping and not self._settle() and not self._ledger.exhausted(()):
+            self._pricing.calibrate()
         if not self._queue and not self._running and not self._pricing.under_way:
             return self._wants_more()
         if not self._running and not self._pricing.under_way and not self._may_start():
@@ -181,6 +185,31 @@ class Study:
         if self._stopping or self._exhausted or self._pricing.busy or len(self._queue) >= PRICED_AHEAD:
             return False
         return self._ledger.fits(self._elapsed(), len(self._queue))
+
+    def _settle(self) -> bool:
+        """Measure a trained architecture that a prediction has brought to the front; whether one is being measured.
+
+        So nobody's place on the front is predicted; what a measured trial dominates even at its best needs no measurement.
+        """
+        while self._unsure:
+            entry = max((self._store[number] for number in self._unsure), key=lambda e: (_map(e), -e.number))
+            price = entry.price or {}
+            if self._folders.dominated(_map(entry), price["low"]):
+                self._unsure.remove(entry.number)
+                self._folders.ended(entry, feasible=True)
+                continue
+            known = self._pricing.ask(entry.number, entry.architecture, measured=True)
+            if known is None:
+                return True
+            self._settled(entry.number, known)
+        return False
+
+    def _settled(self, number: int, price: Mapping[str, Any]) -> None:
+        """A trained architecture was predicted and is measured now."""
+        self._unsure.remove(number)
+        self._store.reprice(number, price, self._over(price))
+        self._compare(self._store[number])
+        self._record()
 
     def _may_start(self) -> bool:
         """The baseline always starts; another trial when it fits the budget, and nobody asked to stop."""
@@ -228,14 +257,18 @@ class Study:
             self._priced(number, price)
 
     def _priced(self, number: int, price: Mapping[str, Any]) -> None:
-        limit = self._config.max_latency_ms
-        over = None if limit is None else price["ms"] - limit
+        over = self._over(price)
         if over is not None and over > 0 and not self._architecture(number).is_skeleton:
             self._reject(number, "over-latency", price)
             return
         self._misses = 0
         self._store.queue(number, price, over)
         self._queue.append(number)
+
+    def _over(self, price: Mapping[str, Any]) -> float | None:
+        """How far a latency is over the limit, in ms; None without a limit."""
+        limit = self._config.max_latency_ms
+        return None if limit is None else price["ms"] - limit
 
     def _reject(self, number: int, reason: str, price: Mapping[str, Any] | None = None) -> None:
         self._misses += 1
@@ -263,8 +296,13 @@ class Study:
 
     def _take_price(self, event: Event) -> None:
         told = self._pricing.take(event)
-        if isinstance(told, Priced):
+        if isinstance(told, Priced) and told.number in self._unsure:
+            self._settled(told.number, told.price)
+        elif isinstance(told, Priced):
             self._priced(told.number, told.price)
+        elif isinstance(told, Unpriced) and told.number in self._unsure:
+            self._unsure.remove(told.number)
+            log.warning("trial %d: its latency stays predicted: %s", told.number, told.reason)
         elif isinstance(told, Unpriced):
             reason = f"invalid: {told.reason}"
             self._reject(told.number, reason)
@@ -356,6 +394,9 @@ class Study:
         if entry.state != "done" or not entry.result or not entry.price:
             return
         feasible = limit is None or entry.price["ms"] <= limit
+        if feasible and entry.price.get("source") == "predicted":
+            self._unsure.add(entry.number)
+            return
         self._folders.ended(entry, feasible=feasible)
         if feasible:
             best = self._best
@@ -373,6 +414,10 @@ class Study:
             baseline=_point(self._store[0]) if len(self._store) else None,
             best=_point(self._best),
         )
+
+
+def _map(entry: Entry) -> float:
+    return float(entry.result["map"]) if entry.result else 0.0
 
 
 def _point(entry: Entry | None) -> tuple[float, float] | None:

@@ -91,6 +91,7 @@ class FakeExecutor:
     crash_at: int | None = None
     calls: int = 0
     priced: list[str] = field(default_factory=list)
+    untimed: list[str] = field(default_factory=list)
     trained: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     models: dict[str, dict] = field(default_factory=dict)
@@ -149,14 +150,20 @@ class FakeExecutor:
         if end is not None:
             return Failed(attempt.key, "ValueError: no" if end is Failed else end, seconds, "Traceback: …")
         if attempt.quiet:
-            ms = latency(model)
-            return Result(
-                attempt.key,
-                {"ms": ms, "p90": ms, "spread": 0.01, "runs": 9, "params": 5, "gmacs": 1.0, "rough": False},
-                seconds,
-            )
+            return Result(attempt.key, self._price(attempt.payload, model), seconds)
         self.finished.append(name_of(model))
         return Result(attempt.key, {"map": self.score(model), "map50": 0.5, "pid": 1}, seconds)
+
+    def _price(self, job, model) -> dict:
+        counted = {"params": 5, "gmacs": 1.0}
+        if not job["timed"]:
+            self.untimed.append(name_of(model))
+            return counted
+        ms = latency(model)
+        rows = {str(layer): ms / 23 for layer in range(23)} if job["rows"] else None
+        figure = {"ms": ms, "low": ms, "high": ms, "p90": ms, "spread": 0.01, "runs": 9, "rough": False}
+        figure |= {"noisy": False, "throttled": False, "source": "measured"}
+        return figure | counted | ({"rows": rows} if rows else {})
 
     def _call(self) -> None:
         self.calls += 1
@@ -549,3 +556,67 @@ def test_the_report_of_a_run(make_lab, limit):
     assert text.startswith(f"# {winner.id}: trial {winner.trial} of run run")
     expected = lab.model(entries[winner.trial].architecture)
     assert json.dumps(yaml.safe_load(text)) == json.dumps(expected)
+
+
+MEDIUM = """
+skeleton: yolo11n.yaml
+slots:
+  backbone.P4: {block: [keep, repvit, irmb], width: [0.25, 0.5, 0.75, 1.0], depth: [1, 2, 3]}
+  backbone.P5: {block: [keep, repvit, irmb], width: [0.25, 0.5, 0.75, 1.0], depth: [1, 2, 3]}
+"""
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+def test_predictions_spare_measurements_and_nobody_reaches_the_front_by_one(make_lab, limit):
+    """In a larger space most architectures are never timed; what the front shows was, and the limit is kept."""
+    lab = make_lab(MEDIUM, budget="150trials", max_latency_ms=limit)
+    executor = lab.executor()
+    lab.run(executor)
+    entries = [e for e in lab.store.entries if e.price]
+    predicted = [e for e in entries if e.price["source"] == "predicted"]
+    timed = set(executor.priced) - set(executor.untimed)
+    assert len(predicted) > 50 and len(timed) < 0.6 * len({e.architecture.id for e in entries})
+    assert not any("rows" in e.price for e in entries)
+    for entry in predicted:
+        truth = latency(lab.model(entry.architecture))
+        assert entry.price["low"] <= entry.price["ms"] <= entry.price["high"]
+        assert abs(entry.price["ms"] / truth - 1) < 0.25
+        if limit is not None and entry.state == "done":
+            assert entry.price["high"] <= limit
+    front = front_of(lab.records())
+    assert len(front) > 3
+    for record in front:
+        assert lab.store[record.trial].price["source"] == "measured"
+        assert record.latency_ms == latency(lab.model(lab.store[record.trial].architecture))
+    seen_by_optuna = optuna.load_study(study_name=RUNG, storage=f"sqlite:///{lab.folder / 'study.db'}").trials
+    values = {trial.number: trial.values for trial in seen_by_optuna}
+    for entry in lab.store.entries:
+        if entry.state == "done":
+            assert values[entry.number] == [entry.result["map"], entry.price["ms"]]
+            kept = (lab.folder / "trials" / f"{entry.number:04d}" / "weights.pt").is_file()
+            assert not kept  # the executor in memory writes none: nothing is left behind either
+
+
+def test_a_calibration_uses_the_idle_lane_and_its_share_of_the_budget(make_lab):
+    """Measured for predictions alone: at most a tenth of the time, and never while a worker waits for a proposal."""
+    lab = make_lab(MEDIUM, budget="200s")
+    executor = lab.executor()
+    lab.run(executor)
+    proposed = {lab.name(e.architecture) for e in lab.store.entries}
+    alone = [name for name in executor.priced if name not in proposed]
+    assert 10 <= len(alone) <= 20 + 1
+    assert executor.trained[0] == executor.priced[0] == lab.name(lab.space.baseline)
+    few = make_lab(MEDIUM, name="few", budget="20trials")
+    executor = few.executor()
+    few.run(executor)
+    assert {few.name(e.architecture) for e in few.store.entries} == set(executor.priced)
+
+
+def test_a_second_search_begins_with_what_the_first_has_measured(make_lab):
+    lab = make_lab(MEDIUM, budget="60trials")
+    lab.run(lab.executor())
+    again = make_lab(MEDIUM, name="again", budget="60trials", seed=1)
+    again.prices = lab.prices
+    executor = again.executor()
+    again.run(executor)
+    assert len(set(executor.priced) - set(executor.untimed)) < 30

@@ -32,8 +32,9 @@ class PriceJob:
 
     `target` is its full name, `imgsz` the side of its image unless it names its own, `model` a resolved model YAML as a
     mapping; what is far over `limit_ms` is not measured to the last percent. `allow_noisy`: a figure in any case, marked and
-    with a wider interval. `rows`: profiled too. With a checkpoint of other classes a head may get another width, so `weights` count here too.
-    `blocks` are the user's block files that the model needs, as for every job.
+    with a wider interval. `rows`: profiled too. What is not `timed` is only counted. With a checkpoint of other classes a head
+    may get another width, so `weights` count here too. `blocks` are the user's block files that the model needs, as for
+    every job.
     """
 
     model: Mapping[str, Any]
@@ -43,6 +44,7 @@ class PriceJob:
     weights: str | None = None
     allow_noisy: bool = False
     rows: bool = False
+    timed: bool = True
     blocks: list[str] = field(default_factory=list)
 
 
@@ -127,6 +129,8 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     torch.manual_seed(seed)
     model = inference_form(_model(job)[0])
     params, gmacs = parameters(model), multiply_adds(model, (target.height, target.width)) / 1e9
+    if not job.timed:
+        return {"params": params, "gmacs": gmacs}
     session = SESSIONS[target.kind](model, target)
     session.run()
     report({"quiet": True})

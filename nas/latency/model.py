@@ -201,7 +201,9 @@ def _profiled(observations: Sequence[Observation], index: Ints) -> tuple[Ints, I
     return columns[0].astype(np.int64), columns[1].astype(np.int64), columns[2], columns[3]
 
 
-def _left_out(precision: Floats, surprise: Floats, seen: Floats, prior: Floats, groups: Sequence[Ints], index: Ints) -> tuple[Floats, Floats]:
+def _left_out(
+    precision: Floats, surprise: Floats, seen: Floats, prior: Floats, groups: Sequence[Ints], index: Ints
+) -> tuple[Floats, Floats]:
     """Of each architecture the error of its logarithm, and the variances of its rows', without its own measurements.
 
     Conditioning on all but a group of observations needs only the group's block of the inverse covariance of all (Rasmussen

@@ -166,6 +166,18 @@ class Store:
             raise RuntimeError(f"trial {number} has no price")
         self._end(entry, TrialState.COMPLETE, float(result["map"]), float(entry.price["ms"]))
 
+    def reprice(self, number: int, price: Mapping[str, Any], over_limit_ms: float | None) -> None:
+        """The latency of a finished trial was predicted and is measured now: Optuna's samplers learn from that one."""
+        entry = replace(self[number], price=price)
+        trial = self._memory.get_trials(deepcopy=False)[number]
+        trial.values = [trial.values[0], float(price["ms"])]
+        if over_limit_ms is not None:
+            trial.system_attrs = {name: value for name, value in trial.system_attrs.items() if not name.endswith(f":{LIMIT}")}
+            trial.set_constraint(LIMIT, over_limit_ms)  # it keeps the first that it was given
+        changed = _attributes(entry, since=self[number])
+        self._database.correct_trial(self._keys[number], changed, trial.system_attrs, trial.values)
+        self._put(entry)
+
     def fail(self, number: int, seconds: float, reason: str) -> None:
         """The trial has ended without a result, after an attempt of so many seconds."""
         self._end(replace(_charged(self[number], seconds, "failed"), state="failed", reason=reason), TrialState.FAIL)
