@@ -14,7 +14,7 @@ from typing import Any
 from nas.blocks.catalog import BlockSpec
 from nas.blocks.register import digest_of, file_of
 from nas.blocks.user import load_blocks
-from nas.config import Budget, RunConfig, parse_latency
+from nas.config import Budget, RunConfig, parse_limits
 from nas.dataset.description import Dataset, read_dataset
 from nas.errors import InputError, StartError, UnreachableError
 from nas.hardware import cuda_devices, default_workers
@@ -44,6 +44,9 @@ def search(
     space: str | Path = "yolo11n-blocks",
     budget: str = "30min",
     max_latency: str | None = None,
+    max_params: str | None = None,
+    max_macs: str | None = None,
+    max_size: str | None = None,
     target: str = "auto",
     imgsz: int | None = None,
     device: str = "auto",
@@ -66,7 +69,10 @@ def search(
         data: an Ultralytics dataset YAML, for a segmentation skeleton one of polygons; the built-in set where None.
         space: a search space YAML, or the name of a shipped one.
         budget: `64gpu-h`, `30gpu-min`, `2h`, `30min` or `20trials`.
-        max_latency: `2ms`, `800us`: the hard limit.
+        max_latency: `2ms`, `800us`: a hard limit.
+        max_params: `3M`: likewise on the parameters of the fused model.
+        max_macs: `4G`: likewise on the multiply-adds of one image.
+        max_size: `10MB`: likewise on the weights as the target stores them, which is what the exported file weighs.
         imgsz: side of the square input; 640, for the built-in set its own 192.
         target: what latency is measured on, see `nas.latency.target`; at `imgsz` unless it names an image size.
         device: `auto`, `cpu` or `cuda`, what proxies train on.
@@ -102,7 +108,6 @@ def search(
         space=str(space),
         budget=budget,
         target=str(measured_on),
-        max_latency_ms=None if max_latency is None else parse_latency(max_latency),
         imgsz=imgsz,
         sampler=sampler,
         executor=executor,
@@ -111,6 +116,7 @@ def search(
         seed=seed,
         allow_noisy=allow_noisy,
         weights=None if checkpoint is None else str(checkpoint),
+        **parse_limits(max_latency, max_params, max_macs, max_size),
         **settings,
     )
     _admit(own, asked)
@@ -140,7 +146,8 @@ def resume(
     Args:
         add_budget: more of the same kind of budget.
         blocks: the block files that the run began with; its own copies, equal to them, are what runs.
-        changes: fields of `RunConfig` that may change: `budget`, `max_latency_ms`, `workers`, `executor`, `allow_noisy`.
+        changes: fields of `RunConfig` that may change: `budget`, the limits (`max_latency_ms`, `max_params`, `max_gmacs`,
+            `max_size_mb`), `workers`, `executor`, `allow_noisy`.
 
     Raises:
         InputError: no such run, its dataset or checkpoint has changed, the budget is of another kind, or a block file is not

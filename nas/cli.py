@@ -63,6 +63,9 @@ _allow_noisy = click.option(
 @click.option("--data", metavar="YAML", help="Ultralytics dataset; without it the built-in set is used.")
 @click.option("--budget", default="30min", show_default=True, help="64gpu-h, 30gpu-min, 2h, 30min or 20trials.")
 @click.option("--max-latency", metavar="TIME", help="Hard limit, for example 2ms or 800us; what is slower is not trained.")
+@click.option("--max-params", metavar="COUNT", help="Likewise on parameters, for example 3M.")
+@click.option("--max-macs", metavar="COUNT", help="Likewise on the multiply-adds of one image, for example 4G.")
+@click.option("--max-size", metavar="SIZE", help="Likewise on the exported file, for example 10MB.")
 @click.option("--space", default="yolo11n-blocks", show_default=True, help="Search space YAML, or the name of a shipped one.")
 @click.option("--target", default="auto", show_default=True, help="What latency is measured on: see the README.")
 @_allow_noisy
@@ -84,7 +87,7 @@ _allow_noisy = click.option(
 @click.option(
     "--resume",
     metavar="RUN",
-    help="Go on with a run; --budget, --max-latency, --workers, --executor and --allow-noisy may change.",
+    help="Go on with a run; --budget, --max-…, --workers, --executor and --allow-noisy may change.",
 )
 @click.option("--add-budget", metavar="BUDGET", help="With --resume: so much more.")
 @click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
@@ -95,7 +98,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
     Ctrl-C lets running trials end and writes the front; a second Ctrl-C stops at once. Both can be resumed.
     """
     from nas import api  # noqa: PLC0415  (a command pays for its own imports)
-    from nas.config import parse_latency, parse_settings  # noqa: PLC0415
+    from nas.config import parse_limits, parse_settings  # noqa: PLC0415
     from nas.review.progress import progress  # noqa: PLC0415
     from nas.runs.folder import command_line, resume_command  # noqa: PLC0415
 
@@ -111,12 +114,11 @@ def search(ctx: click.Context, /, **options: Any) -> None:
     else:
         given = {k for k in options if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
         given |= set(settings)
-        if fixed := sorted(given - {"budget", "max_latency", "workers", "executor", "allow_noisy", "blocks"}):
+        limits = {"max_latency", "max_params", "max_macs", "max_size"}
+        if fixed := sorted(given - {"budget", "workers", "executor", "allow_noisy", "blocks"} - limits):
             flag = f"--{fixed[0].replace('_', '-')}"
             raise InputError(f"{flag} cannot change in a resumed run", "leave it out, or start a new run")
-        changes = {k: options[k] for k in given}
-        if "max_latency" in changes:
-            changes["max_latency_ms"] = parse_latency(changes.pop("max_latency"))
+        changes = {k: options[k] for k in given - limits} | parse_limits(**{k: options[k] for k in given & limits})
         run = api.resume(again, add_budget=add, progress=view, **changes)
     _show(run)
     if run.stopped_because == "interrupted":

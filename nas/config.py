@@ -1,4 +1,4 @@
-"""What a search was asked to do: `RunConfig`, and the units people type (`64gpu-h`, `30min`, `20trials`, `2ms`)."""
+"""What a search was asked to do: `RunConfig`, and the units people type (`64gpu-h`, `30min`, `20trials`, `2ms`, `3M`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nas.errors import InputError, did_you_mean
+from nas.limits import FIGURES, Limits
 
 BudgetKind = Literal["device", "wall", "trials"]
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BUDGET_HINT = "write a number with a unit: 64gpu-h, 30gpu-min (device time), 2h, 30min (wall clock) or 20trials"
-_LATENCY_HINT = "write a number with a unit: 2ms, 800us or 0.01s"
 _QUANTITY = re.compile(r"\s*([+-]?\d*\.?\d+(?:[eE][+-]?\d+)?)\s*([A-Za-zµμ-]*)\s*")
 
 
@@ -78,15 +78,38 @@ class Budget:
         return cls(kind, _scaled(amount, _SECONDS[unit], "budget", clean), clean)
 
 
+# what a limit may be given in -> how much that is in the unit of `Limits`, and how to write it
+_COUNTS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+_UNITS: Mapping[str, tuple[str, Mapping[str, float], str]] = {
+    "ms": ("latency", {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "s": 1e3}, "2ms, 800us or 0.01s"),
+    "params": ("number of parameters", _COUNTS, "3M, 2.5M or 800K"),
+    "gmacs": ("number of multiply-adds", {unit: scale / 1e9 for unit, scale in _COUNTS.items()}, "4G or 500M"),
+    "size_mb": ("size", {"kb": 1e-3, "mb": 1.0, "gb": 1e3}, "10MB, 800kB or 1GB"),
+}
+
+
+def _parse_limit(figure: str, text: str) -> float:
+    what, units, examples = _UNITS[figure]
+    hint = f"write a number with a unit: {examples}"
+    amount, unit = _quantity(text, what, hint)
+    if unit not in units:
+        known = [name for name in units if name.isascii()]
+        raise InputError(f"{what} '{text.strip()}' has an unknown unit; {did_you_mean(unit, known)}", hint)
+    return _scaled(amount, units[unit], what, text.strip())
+
+
 def parse_latency(text: str) -> float:
     """Read `2ms`, `800us`, `0.01s` as milliseconds. Raises InputError."""
-    amount, unit = _quantity(text, "latency", _LATENCY_HINT)
-    per_ms = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "s": 1e3}
-    if unit not in per_ms:
-        raise InputError(
-            f"latency '{text.strip()}' has an unknown unit; {did_you_mean(unit, ['ms', 'us', 's'])}", _LATENCY_HINT
-        )
-    return _scaled(amount, per_ms[unit], "latency", text.strip())
+    return _parse_limit("ms", text)
+
+
+def parse_limits(
+    max_latency: str | None = None, max_params: str | None = None, max_macs: str | None = None, max_size: str | None = None
+) -> dict[str, Any]:
+    """Read the limits that are given (`2ms`, `3M`, `4G`, `10MB`) as fields of `RunConfig`. Raises InputError."""
+    typed = {"ms": max_latency, "params": max_params, "gmacs": max_macs, "size_mb": max_size}
+    limits = {figure: _parse_limit(figure, text) for figure, text in typed.items() if text is not None}
+    return {"max_latency_ms" if figure == "ms" else f"max_{figure}": limit for figure, limit in limits.items()}
 
 
 SAMPLERS = ("tpe", "random")
@@ -113,6 +136,9 @@ class RunConfig:
         space: search space YAML.
         budget: see `Budget`, as typed.
         max_latency_ms: the hard limit in ms, or None.
+        max_params: likewise on the parameters of the fused model.
+        max_gmacs: likewise on the multiply-adds of one image, in 1e9.
+        max_size_mb: likewise on the weights as the target stores them, in 1e6 bytes.
         target: what latency is measured on, in full and with its image size (see `nas.latency.target`).
         imgsz: side of the square input of proxies in pixels.
         epochs: length of the lowest rung.
@@ -134,6 +160,9 @@ class RunConfig:
     budget: str
     target: str
     max_latency_ms: float | None = None
+    max_params: float | None = None
+    max_gmacs: float | None = None
+    max_size_mb: float | None = None
     imgsz: int = 640
     epochs: int = 5
     batch: int = 8
@@ -167,13 +196,19 @@ class RunConfig:
             raise InputError(f"fraction is {self.fraction}", "give a share above 0 and up to 1, for example 0.5")
         if not 0 < self.lr0 < 1:
             raise InputError(f"lr0 is {self.lr0}", "give a learning rate between 0 and 1, for example 0.004")
-        if self.max_latency_ms is not None and not 0 < self.max_latency_ms < float("inf"):
-            raise InputError(f"the latency limit is {self.max_latency_ms} ms", "give a limit above 0")
+        for figure, limit in self.limits.known.items():
+            if not 0 < limit < float("inf"):
+                raise InputError(f"the {FIGURES[figure].word} limit is {limit}", "give a limit above 0")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}", "give a whole number from 0 on")
         for name, known in (("sampler", SAMPLERS), ("executor", EXECUTORS), ("device", DEVICES)):
             if getattr(self, name) not in known:
                 raise InputError(f"unknown {name} '{getattr(self, name)}'", did_you_mean(getattr(self, name), known))
+
+    @property
+    def limits(self) -> Limits:
+        """What no architecture that is trained may be over, but for the baseline."""
+        return Limits(self.max_latency_ms, self.max_params, self.max_gmacs, self.max_size_mb)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nas.config import RunConfig
 from nas.export import write_winner
+from nas.limits import Limits
 from nas.review.page import write_html
 from nas.review.picture import write_png
 from nas.review.record import Record, RunSummary, metric_of
@@ -24,27 +25,28 @@ TABLES_SECONDS = 5.0
 TABLES_SHARE = 0.02
 
 
-def records_of(entries: Sequence[Entry], skeleton: Skeleton, max_latency_ms: float | None) -> list[Record]:
+def records_of(entries: Sequence[Entry], skeleton: Skeleton, limits: Limits) -> list[Record]:
     """One record per trial."""
-    return [_record(entry, skeleton, max_latency_ms) for entry in entries]
+    return [_record(entry, skeleton, limits) for entry in entries]
 
 
-def _record(entry: Entry, skeleton: Skeleton, max_latency_ms: float | None) -> Record:
+def _record(entry: Entry, skeleton: Skeleton, limits: Limits) -> Record:
     architecture, price, result = entry.architecture, entry.price or {}, entry.result or {}
-    latency = price.get("ms")
     return Record(
         trial=entry.number,
         id=architecture.id,
         state=entry.state,
         reason=entry.reason,
         baseline=architecture.is_skeleton,
-        feasible=latency is not None and (max_latency_ms is None or latency <= max_latency_ms),
+        feasible=limits.met(price),
         map=result.get("map"),
         map50=result.get("map50"),
-        latency_ms=latency,
+        latency_ms=price.get("ms"),
         latency_spread=price.get("spread"),
         params=price.get("params"),
         gmacs=price.get("gmacs"),
+        size_mb=price.get("size_mb"),
+        memory_mb=price.get("memory_mb"),
         seconds=entry.seconds,
         placement=architecture.describe(skeleton),
     )
@@ -60,7 +62,7 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         skeleton=f"{skeleton.name}.yaml",
         target=config.target,
         imgsz=config.imgsz,
-        limit_ms=config.max_latency_ms,
+        limits=config.limits,
         data="/".join(Path(config.data).parts[-2:]),
         classes=tuple(read_manifest(folder)["classes"]),
         fidelity=f"{config.epochs} epochs at {config.imgsz} px{data}{start}, seed {config.seed}",
@@ -128,13 +130,14 @@ class Tables:
             wall_seconds=self._ledger.wall_seconds,
             stopped_because=_stopped_because(self._store),
         )
-        write_tables(self._folder, records_of(self._store.entries, self._skeleton, summary.limit_ms), summary)
+        write_tables(self._folder, records_of(self._store.entries, self._skeleton, summary.limits), summary)
         now = self._clock()
         self._outdated, self._next = False, now + max(TABLES_SECONDS, (now - began) / TABLES_SHARE)
 
 
 def winner_of(records: Sequence[Record], max_latency_ms: float | None) -> Record | None:
-    """The architecture that `winner.yaml` holds: the best under a latency limit, without one the knee."""
+    """The architecture that `winner.yaml` holds: the best under a latency limit, without one the knee; always of the front,
+    so within all limits."""
     return picks_of(front_of(records)).get("knee" if max_latency_ms is None else "best")
 
 
@@ -145,7 +148,7 @@ def write_report(
     write_tables(folder, records, summary)
     write_png(records, summary, folder / "pareto.png")
     write_html(records, summary, folder / "pareto.html")
-    winner = winner_of(records, summary.limit_ms)
+    winner = winner_of(records, summary.limits.ms)
     if winner is None:
         (folder / "winner.yaml").unlink(missing_ok=True)  # of an earlier, higher limit
         return

@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nas.config import Budget, RunConfig
-from nas.errors import InfeasibleError, StoppedError
+from nas.errors import StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.execution.work import PRICE, UNSTABLE, PriceJob
 from nas.latency.cache import LatencyCache, model_key
 from nas.latency.estimate import Estimate, Estimator
 from nas.latency.model import Error
+from nas.limits import Limits, infeasible
 from nas.seeds import derive
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.search_space import SearchSpace
@@ -68,7 +69,7 @@ class Pricing:
     """Prices the architectures of one search.
 
     Args:
-        config: the target and the limit.
+        config: the target and the limits.
         space: the architectures.
         nc: number of classes of the models.
         executor: whose lane measures.
@@ -180,36 +181,33 @@ class Pricing:
         return Unpriced(asked.number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
 
     def probe(self, wait: Callable[[], None]) -> None:
-        """Time the skeleton and the smallest architectures until one meets the limit: is it within reach at all?
+        """Price the skeleton and the smallest architectures until one meets the limits: are they within reach at all?
 
         Args:
             wait: called at least twice a second meanwhile.
 
         Raises:
-            InfeasibleError: no probed architecture meets the limit.
+            InfeasibleError: no probed architecture meets the limits.
             StoppedError: none could be measured.
         """
-        limit = self._config.max_latency_ms
-        if limit is None:
+        limits = self._config.limits
+        if not limits:
             return
-        fastest: tuple[float, Architecture] | None = None
+        found: list[tuple[str, Price]] = []
         trouble = "nothing was measured"
         for architecture in (self._space.baseline, *self._space.smallest(self._config.imgsz)):
             price = self._now(architecture, wait)
             if isinstance(price, str):
                 trouble = price
-            elif fastest is None or price["ms"] < fastest[0]:
-                fastest = price["ms"], architecture
-            if fastest is not None and fastest[0] <= limit:
+            elif limits.met(price):
                 return
+            else:
+                found.append((architecture.text(self._space.skeleton), price))
             if self.stopping:
                 return
-        if fastest is None:
+        if not found:
             raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", "see workers/lane.log")
-        what = "; ".join(f"{k}={v}" for k, v in fastest[1].describe(self._space.skeleton).items()) or "the skeleton"
-        found = f"the fastest of the probed takes {fastest[0]:.3g} ms ({what})"
-        hint = "raise --max-latency, lower --imgsz, or take a smaller skeleton"
-        raise InfeasibleError(f"nothing meets {limit:g} ms on {self._config.target}: {found}", hint)
+        raise infeasible(limits, self._config.target, self._config.imgsz, found)
 
     def _now(self, architecture: Architecture, wait: Callable[[], None]) -> Price | str:
         """The price of an architecture, waiting for the lane; a reason in words where it has none."""
@@ -240,8 +238,8 @@ class Pricing:
     def _recall(self, architecture: Architecture) -> Price | None:
         """A price that was measured before."""
         known = self._known.get(self._key(self.model(architecture)))
-        if known is None:
-            return None
+        if known is None or ("ms" not in known and not self._config.limits.broken(known)):
+            return None  # not measured, or only counted under lower limits
         self._estimator.add(architecture, known)
         return without_rows(known)
 
@@ -263,7 +261,7 @@ class Pricing:
             self.model(asked.architecture),
             self._config.target,
             self._config.imgsz,
-            limit_ms=None if whole else self._config.max_latency_ms,
+            limits=asdict(Limits() if whole else self._config.limits),
             weights=self._config.weights,
             allow_noisy=self._config.allow_noisy,
             blocks=self._blocks,

@@ -50,7 +50,7 @@ class Run:
     @cached_property
     def records(self) -> list[Record]:
         """One per trial."""
-        return records_of(self.entries, self.space.skeleton, self.config.max_latency_ms)
+        return records_of(self.entries, self.space.skeleton, self.config.limits)
 
     @cached_property
     def summary(self) -> RunSummary:

@@ -1,7 +1,7 @@
 """The loop of a search: probe, then ask -> price -> train -> record until the budget ends.
 
 It decides and writes; everything slow happens in the executor's workers, and it never waits for one of them alone.
-A trial's way: proposed -> rejected (over the limit, a repeat, forbidden) | queued -> running -> done | failed.
+A trial's way: proposed -> rejected (over a limit, a repeat, forbidden) | queued -> running -> done | failed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SAME_FAILURES = 8
 MISSES = 5
 MANY_MISSES = 500
 EVERYTHING_TRIED = "every architecture of the space was tried"
-NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over the limit, forbidden or known"
+NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden or known"
 PRICED_AHEAD = 1
 
 
@@ -107,7 +107,7 @@ class Study:
         """Search until the budget ends, the space is exhausted or `interrupt` is called; says which.
 
         Raises:
-            InfeasibleError: no probed architecture meets the latency limit; nothing was trained.
+            InfeasibleError: no probed architecture meets the limits; nothing was trained.
             StoppedError: trial after trial fails with the same reason.
             StartError: there are no images to train on.
         """
@@ -132,31 +132,31 @@ class Study:
     def _resume(self) -> None:
         """Take up an earlier session: queued and running trials wait again.
 
-        The limit may have changed since: what waits over a lower one is rejected, and what was rejected over the old one
+        The limits may have changed since: what waits over a lower one is rejected, and what was rejected over an old one
         may be proposed again under a higher one.
         """
         for entry in self._store.reopen():
-            if self._too_slow(entry):
-                self._reject(entry.number, "over-latency", entry.price)
+            if reason := self._broken(entry):
+                self._reject(entry.number, reason, entry.price)
             else:
                 self._queue.append(entry.number)
         entries = self._store.entries
         for entry in entries:
             self._compare(entry)
-        let_in = {e.number for e in entries if e.reason == "over-latency" and not self._too_slow(e)}
+        let_in = {e.number for e in entries if (e.reason or "").startswith("over-") and self._broken(e) is None}
         self._seen = {e.architecture.id for e in entries if e.number not in let_in and e.reason != "repeat"}
 
-    def _too_slow(self, entry: Entry) -> bool:
-        """Whether a priced trial is over the limit and not the baseline, which is trained in any case."""
-        limit = self._config.max_latency_ms
-        over = limit is not None and entry.price is not None and entry.price["ms"] > limit
-        return over and not entry.architecture.is_skeleton
+    def _broken(self, entry: Entry) -> str | None:
+        """The limit that a priced trial breaks; the baseline is trained in any case."""
+        if entry.price is None or entry.architecture.is_skeleton:
+            return None
+        return self._config.limits.broken(entry.price)
 
     @property
     def _within_reach(self) -> bool:
-        """Whether a trained architecture already meets the limit, or there is none."""
-        limit = self._config.max_latency_ms
-        return limit is None or any(e.state == "done" and e.price and e.price["ms"] <= limit for e in self._store.entries)
+        """Whether a trained architecture already meets the limits, or there are none."""
+        limits = self._config.limits
+        return not limits or any(e.state == "done" and limits.met(e.price or {}) for e in self._store.entries)
 
     def _step(self) -> bool:
         """One round: start what can start, wait for events, take them in. False when all is done."""
@@ -207,7 +207,7 @@ class Study:
     def _settled(self, number: int, price: Mapping[str, Any]) -> None:
         """A trained architecture was predicted and is measured now."""
         self._unsure.remove(number)
-        self._store.reprice(number, price, self._over(price))
+        self._store.reprice(number, price, self._config.limits.excess(price))
         self._compare(self._store[number])
         self._record()
 
@@ -257,18 +257,14 @@ class Study:
             self._priced(number, price)
 
     def _priced(self, number: int, price: Mapping[str, Any]) -> None:
-        over = self._over(price)
-        if over is not None and over > 0 and not self._architecture(number).is_skeleton:
-            self._reject(number, "over-latency", price)
+        limits = self._config.limits
+        reason = limits.broken(price)
+        if reason is not None and not self._architecture(number).is_skeleton:
+            self._reject(number, reason, price)
             return
         self._misses = 0
-        self._store.queue(number, price, over)
+        self._store.queue(number, price, limits.excess(price))
         self._queue.append(number)
-
-    def _over(self, price: Mapping[str, Any]) -> float | None:
-        """How far a latency is over the limit, in ms; None without a limit."""
-        limit = self._config.max_latency_ms
-        return None if limit is None else price["ms"] - limit
 
     def _reject(self, number: int, reason: str, price: Mapping[str, Any] | None = None) -> None:
         self._misses += 1
@@ -389,11 +385,10 @@ class Study:
         return self._store[number].architecture
 
     def _compare(self, entry: Entry) -> None:
-        """Keep the best trial within the limit, and the weights of those that none dominates."""
-        limit = self._config.max_latency_ms
+        """Keep the best trial within the limits, and the weights of those that none dominates."""
         if entry.state != "done" or not entry.result or not entry.price:
             return
-        feasible = limit is None or entry.price["ms"] <= limit
+        feasible = self._config.limits.met(entry.price)
         if feasible and entry.price.get("source") == "predicted":
             self._unsure.add(entry.number)
             return

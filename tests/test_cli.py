@@ -90,7 +90,7 @@ def test_no_arguments_are_answered_with_the_help(tmp_path: Path) -> None:
 def test_nothing_feasible_is_said_before_any_training(tmp_path: Path) -> None:
     done = nas("search", "--space", "demo", "--imgsz", "32", "--max-latency", "1us", "--budget", "1min", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
-    assert "the fastest of the probed takes" in done.stderr
+    assert "the fastest takes" in done.stderr
     assert "done" not in (tmp_path / "results" / "search" / "search.log").read_text()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.config import Budget, RunConfig, parse_latency, parse_settings
+from nas.config import Budget, RunConfig, parse_latency, parse_limits, parse_settings
 from nas.errors import InputError
 
 CONFIG = {"data": "a.yaml", "space": "demo", "budget": "2h", "target": "cpu:onnxruntime,threads=1,batch=1"}
@@ -88,6 +88,46 @@ def test_bad_latency(text, says):
     assert error.value.hint
 
 
+@pytest.mark.parametrize(
+    ("flag", "text", "field", "value"),
+    [
+        ("max_latency", "2ms", "max_latency_ms", 2),
+        ("max_params", "3M", "max_params", 3e6),
+        ("max_params", "2.5m", "max_params", 2.5e6),
+        ("max_params", "800K", "max_params", 8e5),
+        ("max_params", "1B", "max_params", 1e9),
+        ("max_macs", "4G", "max_gmacs", 4),
+        ("max_macs", "500 M", "max_gmacs", 0.5),
+        ("max_size", "10MB", "max_size_mb", 10),
+        ("max_size", "800kB", "max_size_mb", 0.8),
+        ("max_size", ".01GB", "max_size_mb", 10),
+    ],
+)
+def test_limits(flag, text, field, value):
+    assert parse_limits(**{flag: text}) == {field: pytest.approx(value)}
+    assert RunConfig(**CONFIG, **parse_limits(**{flag: text})).limits
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "says"),
+    [
+        ("max_params", "3", "number of parameters '3' has no unit\n  write a number with a unit: 3M"),
+        ("max_params", "3MB", "unknown unit"),
+        ("max_params", "0M", "greater than 0"),
+        ("max_macs", "4", "number of multiply-adds '4' has no unit\n  write a number with a unit: 4G"),
+        ("max_macs", "4GMAC", "unknown unit"),
+        ("max_size", "10", "size '10' has no unit\n  write a number with a unit: 10MB"),
+        ("max_size", "10MiB", "did you mean 'mb'"),
+        ("max_size", "-1MB", "greater than 0"),
+        ("max_size", "1e-323kB", "too small"),
+    ],
+)
+def test_bad_limits(flag, text, says):
+    with pytest.raises(InputError) as error:
+        parse_limits(**{flag: text})
+    assert says in str(error.value)
+
+
 @given(st.one_of(st.text(max_size=20), _QUANTITIES))
 def test_any_text_is_a_positive_finite_quantity_or_an_input_error(text):
     for parse in (lambda t: Budget.parse(t).amount, parse_latency):
@@ -130,6 +170,9 @@ def test_config_reads_back():
         ({"lr0": float("nan")}, "lr0 is nan"),
         ({"max_latency_ms": float("nan")}, "limit is nan"),
         ({"max_latency_ms": float("inf")}, "limit is inf"),
+        ({"max_params": 0}, "params limit is 0"),
+        ({"max_gmacs": -1.0}, "macs limit is -1"),
+        ({"max_size_mb": "10MB"}, "max_size_mb is '10MB'"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 1.5}, "seed is 1.5"),
         ({"sampler": "tep"}, "did you mean 'tpe'"),

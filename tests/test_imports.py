@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "nas").rglob("*.py"))
 
 # A room is a package or a module of `nas`. Everyone may use these, and they use nobody but each other:
-COMMON = {"space", "config", "errors", "seeds", "files", "catalog"}
+COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits"}
 ARROWS = {
     "nas": {"api", "blocks"},
     "cli": {"api", "blocks", "review", "runs", "yolo"},
@@ -38,6 +38,7 @@ ARROWS = {
     "seeds": set(),
     "files": set(),
     "catalog": set(),
+    "limits": set(),
     "space": set(),
     "search": set(),
     "blocks": {"user"},

@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy
 import yaml
 
+from nas import pricing as pricing_module
 from nas import study as study_module
 from nas.config import Budget, RunConfig
 from nas.errors import InfeasibleError, StoppedError
@@ -24,12 +25,13 @@ from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Resul
 from nas.execution.work import PRICE, TRAIN, TrainJob
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
+from nas.limits import FIGURES, Limits
 from nas.outcome import records_of, summary_of, winner_of, write_report
 from nas.review.table import front_of, picks_of
 from nas.runs.database import RUNG
 from nas.runs.folder import write_config, write_manifest
 from nas.runs.ledger import Ledger
-from nas.runs.store import LIMIT, Store
+from nas.runs.store import Store
 from nas.space.architecture import model_yaml
 from nas.space.reader import read_space
 from nas.study import MAX_ATTEMPTS, SAME_FAILURES, Study
@@ -57,6 +59,12 @@ def name_of(model) -> str:
 def latency(model) -> float:
     """ms: 3.84 for the skeleton."""
     return sum(row[1] * row[3][0] * SLOWNESS[row[2]] for row in (model["backbone"][6], model["backbone"][8])) / 100
+
+
+def footprint(model) -> dict:
+    """Of the skeleton: 384,000 parameters, 3.84 GMACs, 1.536 MB."""
+    params = 1000 * sum(row[3][0] for row in (model["backbone"][6], model["backbone"][8]))
+    return {"params": params, "gmacs": params / 1e5, "size_mb": 4 * params / 1e6, "memory_mb": 1.0}
 
 
 def accuracy(model) -> float:
@@ -91,7 +99,7 @@ class FakeExecutor:
     crash_at: int | None = None
     calls: int = 0
     priced: list[str] = field(default_factory=list)
-    untimed: list[str] = field(default_factory=list)
+    timed: list[str] = field(default_factory=list)
     trained: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     models: dict[str, dict] = field(default_factory=dict)
@@ -155,15 +163,13 @@ class FakeExecutor:
         return Result(attempt.key, {"map": self.score(model), "map50": 0.5, "pid": 1}, seconds)
 
     def _price(self, job, model) -> dict:
-        counted = {"params": 5, "gmacs": 1.0}
-        if not job["timed"]:
-            self.untimed.append(name_of(model))
-            return counted
-        ms = latency(model)
-        rows = {str(layer): ms / 23 for layer in range(23)} if job["rows"] else None
+        known, ms = footprint(model), latency(model)
+        if not job["timed"] or Limits(**job["limits"]).broken(known):
+            return known
+        self.timed.append(name_of(model))
+        rows = {"rows": {str(layer): ms / 23 for layer in range(23)}} if job["rows"] else {}
         figure = {"ms": ms, "low": ms, "high": ms, "p90": ms, "spread": 0.01, "runs": 9, "rough": False}
-        figure |= {"noisy": False, "throttled": False, "source": "measured"}
-        return figure | counted | ({"rows": rows} if rows else {})
+        return figure | {"noisy": False, "throttled": False, "source": "measured"} | known | rows
 
     def _call(self) -> None:
         self.calls += 1
@@ -251,19 +257,25 @@ class Lab:
     def model(self, architecture):
         return model_yaml(self.space.skeleton, architecture, NC)
 
-    def all(self, limit: float = 1e9) -> set[str]:
-        """Every architecture that a search has to train: within the limit, not forbidden, and the skeleton."""
+    def all(self, ms: float = 1e9, **others: float) -> set[str]:
+        """Every architecture that a search has to train: within the limits, not forbidden, and the skeleton."""
+        limits = Limits(ms, **others)
         allowed = [a for a in self.space.enumerate() if self.space.forbidding_rule(a, 640) is None]
-        return {self.name(a) for a in allowed if latency(self.model(a)) <= limit} | {self.name(self.space.baseline)}
+        return {self.name(a) for a in allowed if limits.met(self.price(a))} | {self.name(self.space.baseline)}
+
+    def price(self, architecture):
+        model = self.model(architecture)
+        return {"ms": latency(model), **footprint(model)}
 
     def records(self):
-        return records_of(self.store.entries, self.space.skeleton, self.config.get("max_latency_ms"))
+        return records_of(self.store.entries, self.space.skeleton, RunConfig(**self.config).limits)
 
 
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(study_module, "time", SimpleNamespace(monotonic=clock))
+    for module in (study_module, pricing_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
     return clock
 
 
@@ -298,8 +310,8 @@ def test_the_whole_space_is_tried_within_its_rules(make_lab, workers):
     assert 0 not in [r.trial for r in front_of(records)]
     assert winner_of(records, 3.0).map == max(r.map for r in records if r.state == "done" and r.feasible)
     trials = optuna.load_study(study_name=RUNG, storage=f"sqlite:///{lab.folder / 'study.db'}").trials
-    assert trials[0].constraints == {LIMIT: pytest.approx(0.84)}
-    assert all(t.constraints[LIMIT] <= 0 for t in trials[1:] if t.values)
+    assert trials[0].constraints == {"latency": pytest.approx(0.28), "params": -1, "macs": -1, "size": -1}
+    assert all(t.constraints["latency"] <= 0 for t in trials[1:] if t.values)
 
 
 @pytest.mark.parametrize(("workers", "sampler"), [(1, "random"), (3, "tpe")])
@@ -390,7 +402,7 @@ def test_an_unreachable_limit_ends_before_any_training(make_lab):
         lab.run(executor)
     fastest = min(latency(executor.models[name]) for name in executor.priced)
     assert (
-        f"the fastest of the probed takes {fastest:.3g} ms (backbone.P4=repvit w0.5; backbone.P5=repvit w0.5)"
+        f"of 4 probed the fastest takes {fastest:.3g} ms (backbone.P4=repvit w0.5; backbone.P5=repvit w0.5)"
         in error.value.message
     )
     assert error.value.exit_code == 3
@@ -518,23 +530,77 @@ def test_a_heartbeat_writes_down_what_was_used(make_lab):
     assert max(under_way) == (pytest.approx(500, rel=0.01), pytest.approx(500, rel=0.01))
 
 
-def test_a_lower_limit_holds_for_what_still_waits(make_lab):
-    lab = make_lab(max_latency_ms=4.0, workers=3, budget="30gpu-s")
+# figure -> a limit that most meet, one that few do, one that none does
+LIMITS = {"ms": (3.0, 2.0, 0.01), "params": (320e3, 256e3, 10e3), "gmacs": (3.2, 2.56, 0.1), "size_mb": (1.28, 1.024, 0.01)}
+
+
+def named(figure: str, limit: float) -> dict[str, float]:
+    """A limit as `RunConfig` has it."""
+    return {"max_latency_ms" if figure == "ms" else f"max_{figure}": limit}
+
+
+@pytest.mark.parametrize("figure", LIMITS)
+def test_every_limit_holds(make_lab, figure):
+    """What breaks one is not trained, nor timed where it was known before; the skeleton is, and is not on the front."""
+    limit = LIMITS[figure][0]
+    lab = make_lab(**named(figure, limit))
+    executor = lab.executor()
+    assert lab.run(executor) == EVERYTHING
+    assert sorted(executor.trained) == sorted(lab.all(**{figure: limit}))
+    assert 5 < len(executor.trained) < lab.space.size
+    rejected = [e for e in lab.store.entries if (e.reason or "").startswith("over-")]
+    assert {e.reason for e in rejected} == {f"over-{FIGURES[figure].word}"}
+    if figure != "ms":
+        assert sorted(executor.timed) == sorted(executor.trained)
+        assert all("ms" not in e.price and e.price["params"] > 0 for e in rejected)
+    records = lab.records()
+    assert (records[0].baseline, records[0].feasible, records[0].state) == (True, False, "done")
+    assert {r.trial for r in records if r.feasible} == {r.trial for r in records if r.state == "done"} - {0}
+    assert 0 not in [r.trial for r in front_of(records)]
+    trials = optuna.load_study(study_name=RUNG, storage=f"sqlite:///{lab.folder / 'study.db'}").trials
+    for trial in trials:
+        if trial.values:
+            over = {name for name, excess in trial.constraints.items() if excess > 0}
+            assert trial.constraints.keys() == {known.word for known in FIGURES.values()}
+            assert over == ({FIGURES[figure].word} if trial.number == 0 else set())
+
+
+@pytest.mark.parametrize("figure", LIMITS)
+def test_a_lower_limit_holds_for_what_still_waits(make_lab, figure):
+    high, low, _ = LIMITS[figure]
+    lab = make_lab(workers=3, budget="30gpu-s", **named(figure, high))
     lab.run(lab.executor(workers=3, seconds=lambda model: 100.0))
-    over = [e for e in lab.store.entries if e.state == "queued" and not e.architecture.is_skeleton and e.price["ms"] > 2.0]
+    over = [e for e in lab.store.entries if e.state == "queued" and not e.architecture.is_skeleton and e.price[figure] > low]
     assert over
     again = lab.executor(workers=3)
-    assert lab.run(again, max_latency_ms=2.0, budget="1gpu-h") == EVERYTHING
-    assert sorted(again.trained) == sorted(lab.all(2.0))
-    assert all(lab.store[e.number].reason == "over-latency" for e in over)
+    assert lab.run(again, budget="1gpu-h", **named(figure, low)) == EVERYTHING
+    assert sorted(again.trained) == sorted(lab.all(**{figure: low}))
+    assert all(lab.store[e.number].reason == f"over-{FIGURES[figure].word}" for e in over)
 
 
-def test_a_higher_limit_lets_in_what_was_over_it(make_lab):
-    lab = make_lab(max_latency_ms=2.0)
+@pytest.mark.parametrize("figure", LIMITS)
+def test_a_higher_limit_lets_in_what_was_over_it(make_lab, figure):
+    high, low, _ = LIMITS[figure]
+    lab = make_lab(**named(figure, low))
     lab.run(first := lab.executor())
+    lab.prices = LatencyCache(lab.folder / "latency", Target.parse("auto"))
     again = lab.executor()
-    assert lab.run(again, max_latency_ms=3.0) == EVERYTHING
-    assert sorted(first.trained + again.trained) == sorted(lab.all(3.0))
+    assert lab.run(again, **named(figure, high)) == EVERYTHING
+    assert sorted(first.trained + again.trained) == sorted(lab.all(**{figure: high}))
+
+
+@pytest.mark.parametrize("figure", LIMITS)
+def test_whatever_limit_is_out_of_reach_is_named(make_lab, figure):
+    lab = make_lab(**named(figure, LIMITS[figure][2]))
+    executor = lab.executor()
+    with pytest.raises(InfeasibleError) as error:
+        lab.run(executor)
+    assert executor.trained == [] and len(lab.store) == 0
+    known, least = FIGURES[figure], min({"ms": latency(m), **footprint(m)}[figure] for m in executor.models.values())
+    assert f"{known.least} {known.write(least)} (" in error.value.message
+    assert "the fastest takes" in error.value.message
+    assert error.value.hint.startswith(f"raise {known.flag}, ")
+    assert ("--imgsz" in error.value.hint) == known.by_image
 
 
 @pytest.mark.parametrize("limit", [3.0, None])
@@ -574,8 +640,7 @@ def test_predictions_spare_measurements_and_nobody_reaches_the_front_by_one(make
     lab.run(executor)
     entries = [e for e in lab.store.entries if e.price]
     predicted = [e for e in entries if e.price["source"] == "predicted"]
-    timed = set(executor.priced) - set(executor.untimed)
-    assert len(predicted) > 50 and len(timed) < 0.6 * len({e.architecture.id for e in entries})
+    assert len(predicted) > 50 and len(set(executor.timed)) < 0.6 * len({e.architecture.id for e in entries})
     assert not any("rows" in e.price for e in entries)
     for entry in predicted:
         truth = latency(lab.model(entry.architecture))
@@ -619,4 +684,4 @@ def test_a_second_search_begins_with_what_the_first_has_measured(make_lab):
     again.prices = lab.prices
     executor = again.executor()
     again.run(executor)
-    assert len(set(executor.priced) - set(executor.untimed)) < 30
+    assert len(set(executor.timed)) < 30

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.limits import Limits
 from nas.space.skeleton import TASKS
 
 if TYPE_CHECKING:
@@ -28,19 +29,19 @@ Report = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class PriceJob:
-    """Measure the latency of a model on a target.
+    """Price a model on a target.
 
     `target` is its full name, `imgsz` the side of its image unless it names its own, `model` a resolved model YAML as a
-    mapping; what is far over `limit_ms` is not measured to the last percent. `allow_noisy`: a figure in any case, marked and
-    with a wider interval. `rows`: profiled too. What is not `timed` is only counted. With a checkpoint of other classes a head
-    may get another width, so `weights` count here too. `blocks` are the user's block files that the model needs, as for
-    every job.
+    mapping. `limits` are those of `nas.limits.Limits`, by name: what is far over that on latency is not measured to the last
+    percent, and what is over another is not timed at all, nor what is not to be `timed`. `allow_noisy`: a figure in any case,
+    marked and with a wider interval. `rows`: profiled too. With a checkpoint of other classes a head may get another width, so
+    `weights` count here too. `blocks` are the user's block files that the model needs, as for every job.
     """
 
     model: Mapping[str, Any]
     target: str
     imgsz: int
-    limit_ms: float | None = None
+    limits: Mapping[str, float | None] = field(default_factory=dict)
     weights: str | None = None
     allow_noisy: bool = False
     rows: bool = False
@@ -104,7 +105,8 @@ class WeightsJob:
 
 
 def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
-    """Latency, parameters and multiply-adds of a `PriceJob`'s model; values of weights do not matter: they are drawn.
+    """Latency and footprint of a `PriceJob`'s model; its footprint alone where that breaks a limit. Values of weights do
+    not matter: they are drawn.
 
     `rows`, where asked for and where the runtime has a profile, are the milliseconds of each row by its index as text; they
     add up to `ms`.
@@ -120,7 +122,8 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     from nas.latency.runtimes import SESSIONS  # noqa: PLC0415
     from nas.latency.target import Target  # noqa: PLC0415
     from nas.latency.timing import timed  # noqa: PLC0415
-    from nas.yolo.build import inference_form, multiply_adds, parameters  # noqa: PLC0415
+    from nas.yolo.build import inference_form  # noqa: PLC0415
+    from nas.yolo.footprint import footprint  # noqa: PLC0415
 
     job = PriceJob(**payload)
     target = Target.parse(job.target).at(job.imgsz)
@@ -128,20 +131,22 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
         raise InputError(f"target {target} is another device's: nothing can be measured on it here", "measure it there")
     torch.manual_seed(seed)
     model = inference_form(_model(job)[0])
-    params, gmacs = parameters(model), multiply_adds(model, (target.height, target.width)) / 1e9
-    if not job.timed:
-        return {"params": params, "gmacs": gmacs}
+    shape, written_out = (target.batch, 3, target.height, target.width), target.runtime == "onnxruntime"
+    known = asdict(footprint(model, shape, target.precision, attention_written_out=written_out))
+    limits = Limits(**job.limits)
+    if not job.timed or limits.broken(known):
+        return known
     session = SESSIONS[target.kind](model, target)
     session.run()
     report({"quiet": True})
     try:
-        latency = timed(session, target, job.limit_ms, allow_noisy=job.allow_noisy)
+        latency = timed(session, target, limits.ms, allow_noisy=job.allow_noisy)
     except Unstable as error:
         raise UnstableError(f"{UNSTABLE}: {error}", "let the machine come to rest, or --allow-noisy") from error
     rows = session.rows() if job.rows else None
     scale = latency.ms / sum(rows.values()) if rows else 1.0
     profile = {"rows": {str(row): ms * scale for row, ms in rows.items()}} if rows else {}
-    return as_price(latency, params, gmacs) | profile
+    return as_price(latency, known) | profile
 
 
 def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, float]:  # noqa: ARG001  (takes a second)

@@ -15,7 +15,7 @@ from nas.latency.measure import Latency
 from nas.latency.target import Target
 
 # Part of every key: raised when measuring itself changes.
-VERSION = 4
+VERSION = 5
 # A figure from a busy moment is used, but not kept for other runs.
 MAX_SPREAD = 0.05
 
@@ -57,9 +57,9 @@ class LatencyCache:
         return self._known.get(key)
 
     def put(self, key: str, price: dict[str, Any]) -> None:
-        """Keep a price (see `as_price`); for other runs only if it was measured in full and in a quiet moment."""
+        """Keep a price (see `as_price`); for other runs only if it was measured, in full and in a quiet moment."""
         self._known[key] = price
-        if price["spread"] <= MAX_SPREAD and not price["rough"] and not price["noisy"]:
+        if "ms" in price and price["spread"] <= MAX_SPREAD and not price["rough"] and not price["noisy"]:
             # A home that cannot be written costs the next run some measuring, not this one its search.
             with contextlib.suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +68,6 @@ class LatencyCache:
                     file.write(f"\n{json.dumps({'key': key, 'price': price})}\n")
 
 
-def as_price(latency: Latency, params: int, gmacs: float) -> dict[str, Any]:
-    """Latency, fused parameters and multiply-adds (1e9) of one model as plain data."""
-    return {**asdict(latency), "params": params, "gmacs": gmacs, "source": "measured"}
+def as_price(latency: Latency, footprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Latency and footprint (`nas.yolo.footprint`) of one model as plain data."""
+    return {**asdict(latency), **footprint, "source": "measured"}

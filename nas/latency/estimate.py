@@ -56,7 +56,7 @@ class Estimator:
 
     def add(self, architecture: Architecture, price: Mapping[str, Any]) -> None:
         """Learn from a measured price; `rows`, where it has them, are the ms of each row of the model YAML."""
-        if price.get("rough"):
+        if "ms" not in price or price.get("rough"):
             return
         rows = {int(row): float(ms) for row, ms in (price.get("rows") or {}).items()}
         self._seen[architecture] = Observation(architecture, float(price["ms"]), rows or None)

@@ -41,7 +41,7 @@ def write_html(records: Sequence[Record], summary: RunSummary, path: Path) -> No
     page = _PAGE.substitute(
         policy=_policy(scripts),
         title=_show(f"{summary.name}: {summary.skeleton} on {summary.data}"),
-        lead=_show(f"{size} on the front · {summary.target}, {summary.imgsz} px · {_limit(summary)}"),
+        lead=_show(f"{size} on the front · {summary.target}, {summary.imgsz} px · {summary.limits}"),
         meaning=_show(summary.meaning),
         style=_STYLE,
         note=_show(note),
@@ -59,7 +59,7 @@ def _figure(records: Sequence[Record], summary: RunSummary) -> tuple[dict[str, A
     """The plotly figure as plain data, and a sentence on what is drawn. Colours that follow the theme are set in the
     page.
     """
-    front, span = front_of(records), latency_span(records, summary.limit_ms)
+    front, span = front_of(records), latency_span(records, summary.limits.ms)
     members = {id(r) for r in front}
     timed = [r for r in records if r.latency_ms is not None and not r.baseline and id(r) not in members]
     others = [r for r in timed if r.state == "done" and r.map is not None]
@@ -100,7 +100,7 @@ def _front_traces(front: Sequence[Record], summary: RunSummary, span: Span) -> l
         "cliponaxis": False,
         "legendgroup": "front",
     }
-    end = max(front[-1].latency_ms or 0.0, min(summary.limit_ms or math.inf, span.high))
+    end = max(front[-1].latency_ms or 0.0, min(summary.limits.ms or math.inf, span.high))
     stairs = {
         "type": "scatter",
         "mode": "lines",
@@ -131,8 +131,8 @@ def _layout(
     """
     shapes: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
-    if summary.limit_ms is not None:
-        limit, end = summary.limit_ms, max(farthest, summary.limit_ms) * 1.05
+    if summary.limits.ms is not None:
+        limit, end = summary.limits.ms, max(farthest, summary.limits.ms) * 1.05
         box = {"xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
         shapes = [
             {**box, "type": "rect", "x0": limit, "x1": end, "fillcolor": LIMIT, "opacity": 0.09, "line": {"width": 0}},
@@ -196,6 +196,10 @@ def _words(record: Record) -> str:
         facts.append(f"latency {record.latency_ms:.4g} ms{spread}")
     if record.params is not None:
         facts.append(f"{record.params / 1e6:.2f} M params" + ("" if record.gmacs is None else f" · {record.gmacs:.2f} GMACs"))
+    if record.size_mb is not None:
+        facts.append(
+            f"{record.size_mb:.2f} MB file" + ("" if record.memory_mb is None else f" · {record.memory_mb:.1f} MB memory")
+        )
     slots = [_hover(f"{slot}: {what}") for slot, what in record.placement.items()]
     return "<br>".join(facts + (slots or ["all slots keep the skeleton's block"]))
 
@@ -221,7 +225,7 @@ def _run_list(summary: RunSummary) -> str:
         "classes": f"{len(summary.classes)}: {', '.join(summary.classes)}",
         "skeleton": summary.skeleton,
         "target": f"{summary.target}, {summary.imgsz} px",
-        "limit": _limit(summary),
+        "limits": str(summary.limits),
         "fidelity": summary.fidelity,
         "mAP measured on": summary.split,
         "seed": str(summary.seed),
@@ -231,10 +235,6 @@ def _run_list(summary: RunSummary) -> str:
         "stopped": summary.stopped_because,
     }
     return "".join(f"<dt>{_show(name)}</dt><dd>{_show(what, 2000)}</dd>" for name, what in facts.items())
-
-
-def _limit(summary: RunSummary) -> str:
-    return "no limit on latency" if summary.limit_ms is None else f"latency at most {summary.limit_ms:g} ms"
 
 
 def _thin(records: Sequence[Record]) -> Sequence[Record]:

@@ -74,7 +74,8 @@ def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> Non
     """Draw the run and write it as a PNG of 1500 x 975 px, the file whole or not at all.
 
     Done trials grey, the front as the staircase it dominates with knee, fastest and best named, the baseline hollow
-    where it is over the limit, the limit as a line with everything beyond it shaded. Without a front it says so.
+    where it is over a limit; that on latency as a line with everything beyond it shaded, all of them in words. Without a
+    front it says so.
 
     Raises:
         OSError: the file cannot be written.
@@ -85,7 +86,7 @@ def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> Non
     figure = Figure(figsize=(10, 6.5), dpi=150, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0.075, 0.165, 0.895, 0.67))
-    span = latency_span(records, summary.limit_ms)
+    span = latency_span(records, summary.limits.ms)
     _frame(axes, records, summary, span)
     front, baseline = front_of(records), baseline_of(records)
     done = [r for r in records if r.state == "done" and r.map is not None and r.latency_ms is not None]
@@ -98,7 +99,7 @@ def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> Non
     names: dict[tuple[float, float], list[str]] = {}
     if front:
         x, y = _points(front).T
-        end = max(x[-1], min(summary.limit_ms or np.inf, span.high))
+        end = max(x[-1], min(summary.limits.ms or np.inf, span.high))
         stairs = np.array([[x[0], *x, end], [-1.0, *y, y[-1]]])
         axes.step(*stairs, where="post", c=FRONT, lw=1.6, alpha=0.8, zorder=3)
         axes.plot(x, y, "o", c=FRONT, ms=6.5, mec="white", mew=0.8, zorder=4, label=f"front ({len(front):,})")
@@ -122,7 +123,7 @@ def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> Non
     with warnings.catch_warnings():
         # A dataset's name may hold letters that the font lacks; a box in the picture is enough, the log need not know.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*missing")
-        _name_points(axes, names, _points(done), stairs, summary.limit_ms)
+        _name_points(axes, names, _points(done), stairs, summary.limits.ms)
         buffer = io.BytesIO()
         canvas.print_figure(buffer, format="png")
     write_whole(path, buffer.getvalue())
@@ -155,14 +156,14 @@ def _frame(axes: Axes, records: Sequence[Record], summary: RunSummary, span: Spa
     ):
         axes.figure.text(0.075, height, words, size=size, color=colour, weight=weight)
     spent = f"{duration(summary.device_seconds)} of device time"
-    foot = _text(f"{summary.tally} · {spent} · {summary.stopped_because}", 140)
+    foot = _text(f"{summary.limits} · {summary.tally} · {spent} · {summary.stopped_because}", 150)
     axes.figure.text(0.075, 0.025, foot, size=9, color=_FAINT)
-    if summary.limit_ms is not None:
-        axes.axvspan(summary.limit_ms, max(span.high, summary.limit_ms), color=LIMIT, alpha=0.07, lw=0, zorder=1)
-        axes.axvline(summary.limit_ms, color=LIMIT, lw=1.4, ls=(0, (5, 3)), zorder=1)
+    if summary.limits.ms is not None:
+        axes.axvspan(summary.limits.ms, max(span.high, summary.limits.ms), color=LIMIT, alpha=0.07, lw=0, zorder=1)
+        axes.axvline(summary.limits.ms, color=LIMIT, lw=1.4, ls=(0, (5, 3)), zorder=1)
         across = axes.get_xaxis_transform()
-        words = f"limit {summary.limit_ms:g} ms"
-        axes.text(summary.limit_ms, 1.012, words, transform=across, ha="center", size=10, color=LIMIT)
+        words = f"limit {summary.limits.ms:g} ms"
+        axes.text(summary.limits.ms, 1.012, words, transform=across, ha="center", size=10, color=LIMIT)
 
 
 def _name_points(

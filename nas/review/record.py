@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from nas.limits import Limits
 from nas.space.skeleton import Skeleton
 
 STATES = ("proposed", "rejected", "queued", "running", "paused", "done", "failed")
@@ -30,10 +31,12 @@ class Record:
         feasible: whether it is within the limits (False for a baseline over the limit).
         map: mAP50-95 in [0, 1], or None.
         map50: mAP50 in [0, 1], or None.
-        latency_ms: p50 on the run's target in ms, or None.
+        latency_ms: p50 on the run's target in ms, or None, as for what another limit had ruled out before it was timed.
         latency_spread: how far the third-lowest p50 of the measured blocks lies above the lowest (0.02 is 2%), or None.
         params: parameters of the fused model, or None.
         gmacs: multiply-accumulates of one image at the run's image size, in 1e9, or None.
+        size_mb: weights of the fused model as the target's precision stores them, in 1e6 bytes, or None.
+        memory_mb: peak memory of the activations of one inference, in 1e6 bytes, or None.
         seconds: device seconds charged.
         placement: slot -> short text of what stands there; slots that keep the skeleton's own block are left out.
 
@@ -55,6 +58,8 @@ class Record:
     gmacs: float | None
     seconds: float
     placement: Mapping[str, str] = field(hash=False)
+    size_mb: float | None = None
+    memory_mb: float | None = None
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -65,6 +70,8 @@ class Record:
             ("latency_ms", math.ulp(0.0), math.inf),
             ("latency_spread", 0.0, math.inf),
             ("gmacs", 0.0, math.inf),
+            ("size_mb", 0.0, math.inf),
+            ("memory_mb", 0.0, math.inf),
             ("seconds", 0.0, math.inf),
         ):
             value = getattr(self, name)
@@ -81,7 +88,7 @@ class RunSummary:
         skeleton: the skeleton's file, e.g. yolo11n.yaml.
         target: where latency was measured, e.g. cpu:onnxruntime.
         imgsz: image size of the latency in px.
-        limit_ms: the limit on latency in ms, or None.
+        limits: what its trials had to be within.
         data: the dataset as the user named it.
         classes: its class names.
         fidelity: what mAP was trained with, e.g. "5 epochs at 160 px, seed 0".
@@ -100,7 +107,7 @@ class RunSummary:
     skeleton: str
     target: str
     imgsz: int
-    limit_ms: float | None
+    limits: Limits
     data: str
     classes: tuple[str, ...]
     fidelity: str
@@ -146,11 +153,12 @@ def baseline_of(records: Sequence[Record]) -> Record | None:
 
 
 def standing(record: Record, summary: RunSummary) -> str:
-    """Why a record cannot be on the front although it has a result ("over the limit"), or "" where it could be."""
+    """Why a record cannot be on the front although it has a result ("over the limit on latency"), or "" where it could be."""
     if record.feasible:
         return ""
-    over = record.latency_ms is not None and summary.limit_ms is not None and record.latency_ms > summary.limit_ms
-    return "over the limit" if over else "outside the limits"
+    figures = {"ms": record.latency_ms, "params": record.params, "gmacs": record.gmacs, "size_mb": record.size_mb}
+    reason = summary.limits.broken({name: figure for name, figure in figures.items() if figure is not None})
+    return f"over the limit on {reason.removeprefix('over-')}" if reason else "outside the limits"
 
 
 def printable(text: str, width: int | None = None) -> str:

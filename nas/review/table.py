@@ -12,6 +12,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,18 +42,35 @@ COLUMNS: Mapping[str, Column] = {
     "pick": Column("which of knee, fastest, best this member of the front is (several joined by +)", ""),
     "map": Column("mAP50-95 (of a segmentation model: of masks) on the run's split at the run's fidelity", "0 to 1"),
     "map50": Column("mAP50, likewise", "0 to 1"),
-    "latency_ms": Column("latency on the run's target, p50", "ms"),
+    "latency_ms": Column("latency on the run's target, p50; empty where another limit ruled it out before", "ms"),
     "latency_spread": Column("how far the third-lowest p50 of the measured blocks lies above the lowest", "ratio"),
     "params": Column("parameters of the fused model", ""),
     "gmacs": Column("multiply-accumulates of one image at the run's image size", "1e9"),
+    "size_mb": Column(
+        "weights of the fused model as the target's precision stores them: what the exported file weighs", "1e6 B"
+    ),
+    "memory_mb": Column("peak memory of the activations of one inference, each freed after its last use", "1e6 B"),
     "seconds": Column("device time charged to the trial", "s"),
     "placement": Column('what stands in the slots: "backbone.P4=repvit w1.25 d2; ..."; empty when all are kept', ""),
     "slot.*": Column('one column per slot that any row changes, in CSV only; "keep" where the row keeps it', ""),
 }
 
-HEADINGS = ("", "trial", "id", "mAP50-95", "mAP50", "latency", "spread", "params", "GMACs", "against baseline")
+HEADINGS = (
+    "",
+    "trial",
+    "id",
+    "mAP50-95",
+    "mAP50",
+    "latency",
+    "spread",
+    "params",
+    "GMACs",
+    "size",
+    "memory",
+    "against baseline",
+)
 LEGEND = "Against baseline: difference of mAP50-95, ratio of latency."
-_ONLY_ON_PAPER = {"mAP50", "spread", "GMACs"}  # a terminal of 100 columns has no room for them
+_ONLY_ON_PAPER = {"mAP50", "spread", "GMACs", "size", "memory"}  # a terminal of 100 columns has no room for them
 
 
 class Line(NamedTuple):
@@ -109,6 +127,8 @@ def lines_of(records: Sequence[Record], summary: RunSummary) -> list[Line]:
             "–" if r.latency_spread is None else f"{r.latency_spread:.1%}",
             "–" if r.params is None else f"{r.params / 1e6:.2f} M",
             "–" if r.gmacs is None else f"{r.gmacs:.2f}",
+            "–" if r.size_mb is None else f"{r.size_mb:.2f} MB",
+            "–" if r.memory_mb is None else f"{r.memory_mb:.1f} MB",
             against(r, baseline),
         )
         lines.append(Line(r, cells, any(member is r for member in front)))
@@ -136,7 +156,7 @@ def rich_table(records: Sequence[Record], summary: RunSummary) -> Table:
     lines = lines_of(records, summary)
     size = sum(line.on_front for line in lines)
     # Text, not str: in a str, rich would read a user's "[red]" as markup.
-    limit = "" if summary.limit_ms is None else f", at most {summary.limit_ms:g} ms"
+    limit = f", {summary.limits}" if summary.limits else ""
     absent = "" if baseline_of(records) else f"{summary.baseline_name}: not evaluated. "
     table = Table(
         title=Text(printable(f"{summary.name}: {size} on the front, {summary.target}{limit}"), style="bold"),
@@ -185,7 +205,7 @@ def write_json(records: Sequence[Record], path: Path, summary: RunSummary | None
         OSError: the file cannot be written.
     """
     content = {
-        "run": None if summary is None else {**vars(summary), "counts": dict(summary.counts)},
+        "run": None if summary is None else asdict(summary),
         "columns": {name: column._asdict() for name, column in COLUMNS.items() if name != "slot.*"},
         "records": [{**row, "placement": dict(r.placement)} for r, row in zip(records, _rows(records), strict=True)],
     }

@@ -30,7 +30,6 @@ from nas.space.search_space import SearchSpace
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 VERSION = 1
-LIMIT = "latency limit"
 END = "end"  # the attribute {state, reason} of a rejected or failed trial
 # What SQLite's troubles (a full disk, a read-only file) arrive as, once a store is open.
 STORE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
@@ -132,15 +131,15 @@ class Store:
             architecture = fixed  # the skeleton, where the space itself does not allow it
         return self._put(Entry(number, architecture))
 
-    def queue(self, number: int, price: Mapping[str, Any], over_limit_ms: float | None) -> None:
-        """A priced proposal waits for a worker. `over_limit_ms`: latency less the limit, where there is a limit."""
+    def queue(self, number: int, price: Mapping[str, Any], excess: Mapping[str, float]) -> None:
+        """A priced proposal waits for a worker. `excess` is what `Limits.excess` says: Optuna's constraints."""
         draft = self._open_draft(number)
-        if over_limit_ms is not None:
-            draft.set_constraint(LIMIT, over_limit_ms)
+        for name, value in excess.items():
+            draft.set_constraint(name, value)
         self._write(draft, replace(self[number], state="queued", price=price))
 
     def reject(self, number: int, reason: str, price: Mapping[str, Any] | None = None) -> None:
-        """A trial is not trained: over-latency, repeat, forbidden, invalid. It may have been queued under another limit."""
+        """A trial is not trained: over a limit, repeat, forbidden, invalid. It may have been queued under another limit."""
         entry = replace(self[number], state="rejected", reason=reason, price=price)
         if self._draft is None:
             self._end(entry, TrialState.FAIL)
@@ -166,14 +165,14 @@ class Store:
             raise RuntimeError(f"trial {number} has no price")
         self._end(entry, TrialState.COMPLETE, float(result["map"]), float(entry.price["ms"]))
 
-    def reprice(self, number: int, price: Mapping[str, Any], over_limit_ms: float | None) -> None:
+    def reprice(self, number: int, price: Mapping[str, Any], excess: Mapping[str, float]) -> None:
         """The latency of a finished trial was predicted and is measured now: Optuna's samplers learn from that one."""
         entry = replace(self[number], price=price)
         trial = self._memory.get_trials(deepcopy=False)[number]
         trial.values = [trial.values[0], float(price["ms"])]
-        if over_limit_ms is not None:
-            trial.system_attrs = {name: value for name, value in trial.system_attrs.items() if not name.endswith(f":{LIMIT}")}
-            trial.set_constraint(LIMIT, over_limit_ms)  # it keeps the first that it was given
+        trial.system_attrs = {n: v for n, v in trial.system_attrs.items() if n.rpartition(":")[2] not in excess}
+        for name, value in excess.items():
+            trial.set_constraint(name, value)  # which keeps the first that it was given
         changed = _attributes(entry, since=self[number])
         self._database.correct_trial(self._keys[number], changed, trial.system_attrs, trial.values)
         self._put(entry)

@@ -67,6 +67,10 @@ class Architecture:
         """Changed slot -> text for people."""
         return {p.slot: p.text(skeleton.slot(p.slot)) for p in self.placements}
 
+    def text(self, skeleton: Skeleton) -> str:
+        """On one line, for people: `backbone.P4=repvit w0.5; ...`."""
+        return "; ".join(f"{slot}={what}" for slot, what in self.describe(skeleton).items()) or "the skeleton"
+
     def to_dict(self) -> dict[str, Any]:
         placements = []
         for p in self.placements:

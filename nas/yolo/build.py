@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from ultralytics.nn import tasks
 from ultralytics.nn.tasks import BaseModel
 
@@ -75,9 +75,19 @@ def parameters(model: nn.Module) -> int:
 def multiply_adds(model: nn.Module, imgsz: Size) -> float:
     """Multiply-adds of one forward pass at batch 1, convolutions, products and attention, counted by torch."""
     image = torch.zeros(1, 3, *sides(imgsz), device=next(model.parameters()).device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model(image)
     return float(counter.get_total_flops()) / 2
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's own counter, which knows attention on a GPU but not the kernel that runs on a CPU."""
+
+    def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
 
 
 def tensors(output: Any) -> list[torch.Tensor]:

@@ -225,3 +225,16 @@ def test_scores_of_a_model_that_nobody_trained(job: TrainJob, monkeypatch: pytes
     assert len(boxes) == zero_cost.BATCH
     for box in boxes.tolist():
         assert any(box == pytest.approx(labels[0], abs=1e-5) for labels in fit)
+
+
+def test_what_breaks_another_limit_is_not_timed(job: TrainJob) -> None:
+    payload = {"model": job.model, "target": "cpu:onnxruntime", "imgsz": 64}
+
+    def timed(report: object) -> None:
+        raise AssertionError(report)
+
+    for name in ("params", "gmacs", "size_mb"):
+        told = price(payload | {"limits": {"ms": 1.0, name: 1e-6}}, 0, timed)
+        assert set(told) == {"params", "gmacs", "size_mb", "memory_mb"}
+        assert min(told.values()) > 0
+    assert price(payload | {"limits": {"ms": 1e-6}, "allow_noisy": True}, 0, lambda _: None).items() >= told.items()

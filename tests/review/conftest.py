@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from nas.limits import Limits
 from nas.review.record import Record, RunSummary
 
 # Ends a script element, opens an attribute, is a plotly template, broken mathtext and terminal markup, holds control
@@ -40,6 +41,8 @@ def record(trial: int, latency: float | None, accuracy: float | None, **more) ->
         "latency_spread": 0.02,
         "params": 2_590_000,
         "gmacs": 3.25,
+        "size_mb": 10.36,
+        "memory_mb": 6.5,
         "seconds": 41.5,
         "placement": {"backbone.P4": "repvit w1.25 d2"},
     }
@@ -67,7 +70,7 @@ def make_run():
             skeleton="yolo11n.yaml",
             target="cpu:onnxruntime" + text,
             imgsz=160,
-            limit_ms=2.0,
+            limits=Limits(ms=2.0, params=3e6),
             data="cells.yaml" + text,
             classes=("rbc", "wbc" + text),
             fidelity="5 epochs at 160 px, seed 0",

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from nas.errors import InputError
 from nas.review.record import STATES
 from nas.runs.database import DIRECTIONS
-from nas.runs.store import LIMIT, Store
+from nas.runs.store import Store
 from nas.space.architecture import Architecture, Placement
 
 PRICE = {"ms": 2.0, "spread": 0.01}
@@ -32,7 +32,7 @@ RESULT = {"map": 0.25, "map50": 0.5}
 def test_what_optuna_sees_of_a_trial(make_store, space):
     folder, store = make_store()
     assert store.propose(space, "random", 0, space.baseline).architecture.is_skeleton
-    store.queue(0, PRICE, 0.5)
+    store.queue(0, PRICE, {"latency": 0.5, "params": -1.0})
     store.start(0)
     store.charge(0, 3.25)
     store.charge(0, 4.0, "lost")
@@ -41,19 +41,19 @@ def test_what_optuna_sees_of_a_trial(make_store, space):
     drawn = store.propose(space, "random", 0)
     store.reject(1, "over-latency", {"ms": 9.0})
     store.propose(space, "random", 0)
-    store.queue(2, PRICE, -1.0)
+    store.queue(2, PRICE, {"latency": -1.0, "params": -1.0})
     store.start(2)
     store.fail(2, 1.0, "diverged")
     store.propose(space, "random", 0)
-    store.queue(3, PRICE, -1.0)
+    store.queue(3, PRICE, {"latency": -1.0, "params": -1.0})
 
     done, rejected, failed, _ = trials = read(folder).trials
     assert read(folder).directions == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
     assert read(folder).metric_names == ["mAP50-95", "latency ms"]
     assert [t.state for t in trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
     assert done.values == [0.25, 2.0]
-    assert done.constraints == {LIMIT: 0.5}
-    assert failed.constraints == {LIMIT: -1.0}
+    assert done.constraints == {"latency": 0.5, "params": -1.0}
+    assert failed.constraints == {"latency": -1.0, "params": -1.0}
     assert done.user_attrs["result"] == RESULT
     assert done.user_attrs["attempts"] == [{"seconds": 4.0, "outcome": "lost"}, {"seconds": 10.0, "outcome": "done"}]
     assert rejected.user_attrs["end"] == {"state": "rejected", "reason": "over-latency"}
@@ -74,15 +74,15 @@ def test_what_optuna_sees_of_a_trial(make_store, space):
 def test_a_latency_that_was_predicted_is_corrected_everywhere(make_store, space):
     """Optuna and the samplers of this and a later session learn the measured one."""
     folder, store = make_store()
-    for number, over in enumerate((0.5, -1.0)):
+    for number, excess in enumerate(({"latency": 0.5}, {"latency": -1.0})):
         store.propose(space, "random", 0, space.baseline if number == 0 else None)
-        store.queue(number, {"ms": 2.0, "source": "predicted"}, over)
+        store.queue(number, {"ms": 2.0, "source": "predicted"}, excess)
         store.start(number)
         store.finish(number, 1.0, RESULT)
-    store.reprice(1, {"ms": 3.5, "source": "measured"}, 0.25)
+    store.reprice(1, {"ms": 3.5, "source": "measured"}, {"latency": 0.25})
     untouched, corrected = read(folder).trials
-    assert (untouched.values, untouched.constraints) == ([0.25, 2.0], {LIMIT: 0.5})
-    assert (corrected.values, corrected.constraints) == ([0.25, 3.5], {LIMIT: 0.25})
+    assert (untouched.values, untouched.constraints) == ([0.25, 2.0], {"latency": 0.5})
+    assert (corrected.values, corrected.constraints) == ([0.25, 3.5], {"latency": 0.25})
     assert corrected.user_attrs["price"] == {"ms": 3.5, "source": "measured"}
     assert corrected.params and corrected.user_attrs["result"] == RESULT
     remembered = store._memory.get_trials(deepcopy=False)[1]
@@ -99,13 +99,13 @@ def test_the_rows_are_those_that_optuna_writes(make_store, space, tmp_path, monk
     try:
         folder, store = make_store()
         store.propose(space, sampler, 0, space.baseline)
-        store.queue(0, PRICE, 0.5)
+        store.queue(0, PRICE, {"latency": 0.5, "params": -1.0})
         for number in range(1, 20):
             store.propose(space, sampler, 0)
             if number % 4 == 3:
                 store.reject(number, "repeat")
                 continue
-            store.queue(number, PRICE, -1.0)
+            store.queue(number, PRICE, {"latency": -1.0, "params": -1.0})
             if number % 4 == 2:
                 store.start(number)
                 store.finish(number, 1.0, RESULT | {"map": number / 100})
@@ -140,7 +140,7 @@ def test_a_baseline_that_the_space_cannot_express(make_store, space):
     foreign = Architecture(space.skeleton.name, (placement,))
     assert space.params(foreign) is None
     assert store.propose(space, "tpe", 0, foreign).architecture == foreign
-    store.queue(0, PRICE, None)
+    store.queue(0, PRICE, {})
     store.start(0)
     store.finish(0, 1.0, RESULT)
     trial = read(folder).trials[0]
@@ -154,7 +154,7 @@ def test_equal_seeds_propose_alike(make_store, space):
         drawn = []
         for number in range(12):
             drawn.append(store.propose(space, "tpe", seed).architecture.id)
-            store.queue(number, PRICE, None)
+            store.queue(number, PRICE, {})
         return drawn
 
     assert proposals("a", 1) == proposals("b", 1) != proposals("c", 2)
@@ -200,7 +200,7 @@ def test_making_a_store_warns_of_nothing(tmp_path):
 def test_a_store_that_cannot_be_used_stays_untouched(make_store, space, damage, says):
     folder, store = make_store()
     store.propose(space, "random", 0)
-    store.queue(0, PRICE, None)
+    store.queue(0, PRICE, {})
     path = folder / "study.db"
     damage(path)
     before = path.read_bytes() if path.exists() else None
@@ -221,7 +221,10 @@ def test_a_store_is_not_made_over_another(make_store):
 # One search's writes, each of which must happen whole or not at all. Trials end in each of the three ways.
 SCRIPT = [
     lambda store, space: store.put_fact("stopped_because", "x"),
-    lambda store, space: (store.propose(space, "random", 0, space.baseline), store.queue(0, PRICE, 0.5)),
+    lambda store, space: (
+        store.propose(space, "random", 0, space.baseline),
+        store.queue(0, PRICE, {"latency": 0.5, "params": -1.0}),
+    ),
     lambda store, space: store.start(0),
     lambda store, space: store.add_seconds(wall=2.0, lane=0.0),
     lambda store, space: store.charge(0, 3.5),
@@ -229,13 +232,13 @@ SCRIPT = [
     lambda store, space: (store.propose(space, "random", 0), store.reject(1, "over-latency", {"ms": 9.0})),
     lambda store, space: (
         store.propose(space, "random", 0, next(space.neighbours(space.baseline))),
-        store.queue(2, PRICE, -0.5),
+        store.queue(2, PRICE, {"latency": -0.5, "params": -1.0}),
     ),
     lambda store, space: store.start(2),
     lambda store, space: store.charge(2, 1.0, "lost"),
     lambda store, space: store.start(2),
     lambda store, space: store.fail(2, 2.0, "diverged"),
-    lambda store, space: (store.propose(space, "random", 0), store.queue(3, PRICE, -0.5)),
+    lambda store, space: (store.propose(space, "random", 0), store.queue(3, PRICE, {"latency": -0.5, "params": -1.0})),
     lambda store, space: store.reject(3, "over-latency", PRICE),
 ]
 
@@ -351,7 +354,7 @@ def check_goes_on(store: Store, space) -> None:
     """Open trials can be taken to their end, and more can be proposed."""
     if not store.entries:
         assert store.propose(space, "random", 0, space.baseline).number == 0
-        store.queue(0, PRICE, 0.5)
+        store.queue(0, PRICE, {"latency": 0.5, "params": -1.0})
     assert store[0].architecture.is_skeleton
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -359,7 +362,7 @@ def check_goes_on(store: Store, space) -> None:
             if store[entry.number].state == "queued":
                 store.start(entry.number)
                 store.finish(entry.number, 1.0, RESULT)
-        store.queue(store.propose(space, "tpe", 0).number, PRICE, 0.5)
+        store.queue(store.propose(space, "tpe", 0).number, PRICE, {"latency": 0.5, "params": -1.0})
     assert {e.state for e in store.entries[:-1]} <= {"done", "failed", "rejected"}
 
 

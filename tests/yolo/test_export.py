@@ -14,6 +14,7 @@ from ultralytics.nn import tasks
 
 from nas.blocks.catalog import CATALOG
 from nas.export import write_winner
+from nas.limits import Limits
 from nas.review.record import Record, RunSummary
 from nas.space.architecture import KEEP, Architecture, model_yaml, place
 from nas.space.skeleton import Skeleton, read_skeleton
@@ -63,7 +64,7 @@ def write(path: Path, architecture: Architecture = EVERYTHING, skeleton: Skeleto
         skeleton="yolo11n.yaml",
         target="cpu:onnxruntime",
         imgsz=128,
-        limit_ms=None,
+        limits=Limits(),
         data="shapes\n- x: y",
         classes=("a", "b", "c"),
         fidelity="5 epochs",
