@@ -14,14 +14,17 @@ from typing import Any
 from nas.blocks.catalog import BlockSpec
 from nas.blocks.register import digest_of, file_of
 from nas.blocks.user import load_blocks
-from nas.config import Budget, RunConfig, parse_limits
+from nas.config import Budget, RunConfig, parse_latency, parse_limits
 from nas.dataset.description import Dataset, read_dataset
+from nas.devices import image_size
 from nas.errors import InputError, StartError, UnreachableError
 from nas.hardware import cuda_devices, default_workers
 from nas.latency.calibrate import calibration_set
 from nas.latency.probes import Probes, minutes, seconds_per_probe, write_probes
-from nas.latency.table import MIN_ROWS
-from nas.latency.target import Target, chosen_because, parse_imgsz
+from nas.latency.table import MIN_ROWS, read_table
+from nas.latency.target import TABLE, Target, chosen_because, parse_imgsz
+from nas.reprice import Repriced
+from nas.reprice import reprice as repriced
 from nas.review.progress import Progress, Quiet
 from nas.run import Run, writing
 from nas.runs import folder as folders
@@ -101,7 +104,7 @@ def search(
     asked = read_space(path)
     dataset = _dataset(BUILT_IN if data is None else str(data), asked.skeleton)
     checkpoint = None if weights is None else _checkpoint(weights)
-    imgsz = imgsz if imgsz is not None else (192 if data is None else 640)
+    imgsz = _image_size(target, asked.skeleton, imgsz, 192 if data is None else 640)
     measured_on, note = _target(target, imgsz)
     config = RunConfig(
         data=BUILT_IN if data is None else str(dataset.yaml),
@@ -212,6 +215,37 @@ def probes(
     ]
 
 
+def reprice(
+    run: str | Path | None,
+    target: str,
+    *,
+    max_latency: str | None = None,
+    blocks: str | Path | Sequence[str | Path] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Repriced:
+    """A finished run on another target: its trained architectures priced there, and its front redrawn without training.
+
+    Args:
+        run: by folder or name; the latest where None.
+        target: as for a search; of a table, only the CSV is needed.
+        max_latency: the limit there; the run's own where None.
+        blocks: the block files that the run began with, to be named again where models are measured.
+        say: told of every measurement.
+
+    Raises:
+        NasError: see `nas.reprice.reprice`; also where a limit or a block file cannot be used.
+    """
+    found = load(run)
+    measured_on = Target.parse(target)
+    if measured_on.kind != TABLE:
+        measured_on = measured_on.at(Target.parse(found.config.target).imgsz or found.config.imgsz)
+        _load_again(found.folder, _paths(blocks))
+    limits = found.config.limits
+    if max_latency is not None:
+        limits = replace(limits, ms=parse_latency(max_latency))
+    return repriced(found, measured_on, limits, say)
+
+
 def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
     """One file or several."""
     return [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
@@ -243,6 +277,14 @@ def _load_again(folder: Path, files: Sequence[Path]) -> None:
     load_blocks(*kept.values())
 
 
+def _image_size(target: str, skeleton: Skeleton, imgsz: int | None, default: int) -> int:
+    """The image size of a search: what was asked for, else that of its table, else the default. Raises InputError."""
+    found = Target.parse(target)
+    if found.kind == TABLE:
+        return image_size(read_table(Path(found.file), skeleton), imgsz, default)
+    return default if imgsz is None else imgsz
+
+
 def _target(name: str, imgsz: int) -> tuple[Target, str]:
     """A target that this machine can measure on, with its image size, and a line that says what it is and why it was taken.
 
@@ -251,6 +293,8 @@ def _target(name: str, imgsz: int) -> tuple[Target, str]:
         UnreachableError: it is not there.
     """
     target = Target.parse(name).at(imgsz)
+    if target.kind == TABLE:
+        target = replace(target, file=str(Path(target.file).absolute()))
     target.require()
     return target, f"latency is measured on {target}{chosen_because(name)}"
 
@@ -285,4 +329,4 @@ def _digest(file: Path) -> str:
         raise InputError(f"{file}: {error.strerror}", "make it readable") from error
 
 
-__all__: Sequence[str] = ("Run", "load", "resume", "search")
+__all__: Sequence[str] = ("Repriced", "Run", "load", "probes", "reprice", "resume", "search")

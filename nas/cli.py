@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ import click
 from nas.errors import InputError, NasError, did_you_mean
 
 if TYPE_CHECKING:
-    from nas.api import Run
+    from nas.api import Repriced, Run
 
 EXIT_CODES = """\b
 Exit codes: 0 a front was found; 1 a bug of nas; 2 bad input; 3 nothing feasible;
@@ -132,10 +133,22 @@ def search(ctx: click.Context, /, **options: Any) -> None:
 @cli.command()
 @click.argument("run", required=False)
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-def front(run: str | None, form: str) -> None:
-    """Show the front of RUN (the latest run where none is named) and write its files anew."""
+@click.option("--target", help="Of another device or runtime: what was trained is priced there, nothing is trained.")
+@click.option("--max-latency", metavar="TIME", help="With --target: the limit there.  [default: the run's]")
+@_blocks
+def front(run: str | None, form: str, target: str | None, max_latency: str | None, blocks: tuple[str, ...]) -> None:
+    """Show the front of RUN (the latest run where none is named) and write its files anew.
+
+    With --target the front is that of another target, and its files go to RUN/targets; the run's own stay as they are.
+    """
     from nas import api  # noqa: PLC0415
 
+    if target is not None:
+        say = partial(click.echo, err=True)
+        _show_repriced(api.reprice(run, target, max_latency=max_latency, blocks=blocks, say=say), form)
+        return
+    if max_latency is not None:
+        raise InputError("--max-latency needs --target", "of a run, it changes with: nas search --resume RUN --max-latency …")
     found = api.load(run)
     try:
         found.report()
@@ -248,6 +261,25 @@ def yolo(arguments: tuple[str, ...], blocks: tuple[str, ...]) -> None:
 
     load_blocks(*blocks)
     entrypoint()
+
+
+def _show_repriced(repriced: Repriced, form: str) -> None:
+    from nas.review.suggested import suggested_table  # noqa: PLC0415
+    from nas.review.table import rich_table  # noqa: PLC0415
+
+    for note in repriced.notes:
+        click.echo(f"note: {note}", err=True)
+    if form != "table":
+        click.echo((repriced.folder / f"front.{form}").read_text(encoding="utf-8"), nl=False)
+        return
+    _print(rich_table(repriced.records, repriced.summary))
+    if repriced.suggestions is not None:
+        if repriced.suggestions.found:
+            _print(suggested_table(repriced.suggestions.found, repriced.skeleton))
+        click.echo(str(repriced.suggestions))
+    for name in ("pareto.html", "pareto.png", "front.csv", "suggested.csv", "winner.yaml"):
+        if (repriced.folder / name).is_file():
+            click.echo(f"  {repriced.folder / name}")
 
 
 def _show(run: Run) -> None:

@@ -6,7 +6,7 @@ The device needs Python, numpy and onnxruntime; what comes back is a table (see 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,10 @@ class Probes:
     table: str = "device.csv"
     then: str = "nas search --target table:device.csv"
 
-    def listed(self) -> dict[str, Any]:
-        """What probes.json holds; `measure.py` copies all of an entry but its file into the table."""
-        return {"rows": len(self.skeleton.rows), "probes": [self.entry(a) for a in self.architectures]}
+    def text(self) -> str:
+        """probes.json; `measure.py` copies all of an entry but its file into the table."""
+        listed = {"rows": len(self.skeleton.rows), "probes": [self.entry(a) for a in self.architectures]}
+        return json.dumps(listed, indent=1) + "\n"
 
     def entry(self, architecture: Architecture) -> dict[str, Any]:
         """What probes.json and, but for the file, a table say of an architecture."""
@@ -88,7 +89,7 @@ class Probes:
             folder=folder,
             table=self.table,
             then=self.then,
-            append=f"\n   Lay {self.table} of before beside it first: lines are added to it." if more else "",
+            append=f"\n   Lay the {self.table} of before beside it first: lines are added to it." if more else "",
             quick=minutes(count * seconds_per_probe(10)),
             slow=minutes(count * seconds_per_probe(100)),
         )
@@ -112,36 +113,40 @@ def write_probes(folder: Path, probes: Probes, *, more: bool = False, say: Calla
     Raises:
         InputError: the folder holds something else, or cannot be written.
     """
-    listed = probes.listed()
-    _admit(folder, listed)
+    _admit(folder, probes.text())
+    files = {folder / probes.entry(a)["file"]: a for a in probes.architectures}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The list comes first: it is what an interrupted call is known by.
-        write_whole(folder / LIST, json.dumps(listed, indent=1) + "\n")
+        write_whole(folder / LIST, probes.text())
         write_whole(folder / PROGRAM, Path(measure.__file__).read_bytes())
         write_whole(folder / README, probes.readme(folder.name, more=more))
-        for number, (entry, architecture) in enumerate(zip(listed["probes"], probes.architectures, strict=True), 1):
-            if not (folder / entry["file"]).is_file():
-                _export(folder / entry["file"], probes, architecture)
-                say(f"{number}/{len(probes.architectures)} {entry['file']}")
-        return sum((folder / entry["file"]).stat().st_size for entry in listed["probes"])
+        for number, (file, architecture) in enumerate(files.items(), 1):
+            if not file.is_file():
+                _export(file, probes, architecture)
+                say(f"{number}/{len(files)} {file.name}")
+        return sum(file.stat().st_size for file in files)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}", "make room, or make it writable") from error
 
 
-def _admit(folder: Path, listed: Mapping[str, Any]) -> None:
-    """Raises InputError where a folder holds anything but these very probes."""
+def held(folder: Path) -> str | None:
+    """The probes.json of a folder: "" where it holds something else, None where it is free (empty, or not there)."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    cure = "choose another folder"
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file", cure)
+        return None
     try:
-        before = json.loads((folder / LIST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(f"{folder} exists already and holds no probes", cure) from None
-    if before != listed:
-        raise InputError(f"{folder} holds other probes already", cure)
+        return (folder / LIST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _admit(folder: Path, listed: str) -> None:
+    """Raises InputError where a folder holds anything but these very probes."""
+    before = held(folder)
+    if before in {None, listed}:
+        return
+    what = "holds other probes already" if before else "exists already and holds no probes"
+    raise InputError(f"{folder} {what}", "choose another folder")
 
 
 def _export(path: Path, probes: Probes, architecture: Architecture) -> None:

@@ -47,6 +47,7 @@ COLUMNS: Mapping[str, str] = {
     "row_N": "ms in row N of the model YAML, by the runtime's own profiler",
 }
 MIN_ROWS = 8
+NEAR = "near the limit: measure it on the device"
 # What a figure must have in common with all others of its table.
 _COMMON = ("skeleton", "imgsz", "batch", "nc", "device", "runtime", "threads")
 _ROW = re.compile("row_[0-9]{1,4}")
@@ -155,6 +156,12 @@ class TablePrices:
         self._measured = {row.architecture: row for row in table.measured}
         self.model = LatencyModel.fit(space, [(row.architecture, row.ms, _adding_up(row)) for row in table.measured])
 
+    @property
+    def stand_in(self) -> str:
+        """A target of this machine with the same image: for what is counted and not timed."""
+        imgsz = "" if self.table.imgsz is None else f",imgsz={'x'.join(map(str, self.table.imgsz))}"
+        return f"cpu:onnxruntime,batch={self.table.batch}{imgsz}"
+
     def price(self, architecture: Architecture) -> dict[str, Any]:
         """As `nas.execution.work.price` gives it, without what the model itself takes."""
         return self.prices([architecture])[0]
@@ -175,6 +182,11 @@ class TablePrices:
             f"{self.table.device}: {len(self.table.measured)} architectures measured; predictions of others are off by "
             f"{error.mape:.1f}% on average, rank correlation {error.spearman:.2f} (each of {error.n} predicted from others)"
         )
+
+
+def near(price: Mapping[str, Any], limit_ms: float | None) -> bool:
+    """Whether a predicted latency may be on either side of the limit."""
+    return limit_ms is not None and price.get("source") == "predicted" and bool(price["low"] <= limit_ms < price["high"])
 
 
 def _adding_up(row: Measured) -> dict[int, float] | None:
