@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ import click
 from nas.errors import InputError, NasError, did_you_mean
 
 if TYPE_CHECKING:
-    from nas.api import Run
+    from nas.api import Repriced, Run
 
 EXIT_CODES = """\b
 Exit codes: 0 a front was found; 1 a bug of nas; 2 bad input; 3 nothing feasible;
@@ -132,10 +133,22 @@ def search(ctx: click.Context, /, **options: Any) -> None:
 @cli.command()
 @click.argument("run", required=False)
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-def front(run: str | None, form: str) -> None:
-    """Show the front of RUN (the latest run where none is named) and write its files anew."""
+@click.option("--target", help="Of another device or runtime: what was trained is priced there, nothing is trained.")
+@click.option("--max-latency", metavar="TIME", help="With --target: the limit there.  [default: the run's]")
+@_blocks
+def front(run: str | None, form: str, target: str | None, max_latency: str | None, blocks: tuple[str, ...]) -> None:
+    """Show the front of RUN (the latest run where none is named) and write its files anew.
+
+    With --target the front is that of another target, and its files go to RUN/targets; the run's own stay as they are.
+    """
     from nas import api  # noqa: PLC0415
 
+    if target is not None:
+        say = partial(click.echo, err=True)
+        _show_repriced(api.reprice(run, target, max_latency=max_latency, blocks=blocks, say=say), form)
+        return
+    if max_latency is not None:
+        raise InputError("--max-latency needs --target", "of a run, it changes with: nas search --resume RUN --max-latency …")
     found = api.load(run)
     try:
         found.report()
@@ -157,6 +170,30 @@ def export(run: str | None, pick: str) -> None:
 
     for path in api.load(run).export(pick):
         click.echo(path)
+
+
+@cli.group()
+def latency() -> None:
+    """Latencies of other devices."""
+
+
+@latency.command("probes")
+@click.option("--out", required=True, metavar="DIR", help="Folder to write.")
+@click.option("--space", default="yolo11n-blocks", show_default=True, help="Search space YAML, or the name of a shipped one.")
+@click.option("--imgsz", default="640", show_default=True, help="Side of the input, or height x width: 384x640.")
+@click.option("--data", metavar="YAML", help="Dataset, for its number of classes.  [default: the skeleton's own]")
+@click.option("--count", type=click.IntRange(8, 1000), default=40, show_default=True, help="How many models.")
+@click.option("--seed", default=0, show_default=True, help="Of their choice.")
+@_blocks
+def latency_probes(out: str, **options: Any) -> None:
+    """Write models to measure on another device, and the program that does so there with numpy and onnxruntime alone.
+
+    What it writes, jetson.csv say, is a target: nas search --target table:jetson.csv
+    """
+    from nas import api  # noqa: PLC0415
+
+    for line in api.probes(out, say=click.echo, **options):
+        click.echo(line)
 
 
 @cli.group()
@@ -224,6 +261,25 @@ def yolo(arguments: tuple[str, ...], blocks: tuple[str, ...]) -> None:
 
     load_blocks(*blocks)
     entrypoint()
+
+
+def _show_repriced(repriced: Repriced, form: str) -> None:
+    from nas.review.suggested import suggested_table  # noqa: PLC0415
+    from nas.review.table import rich_table  # noqa: PLC0415
+
+    for note in repriced.notes:
+        click.echo(f"note: {note}", err=True)
+    if form != "table":
+        click.echo((repriced.folder / f"front.{form}").read_text(encoding="utf-8"), nl=False)
+        return
+    _print(rich_table(repriced.records, repriced.summary))
+    if repriced.suggestions is not None:
+        if repriced.suggestions.found:
+            _print(suggested_table(repriced.suggestions.found, repriced.skeleton))
+        click.echo(str(repriced.suggestions))
+    for name in ("pareto.html", "pareto.png", "front.csv", "suggested.csv", "winner.yaml"):
+        if (repriced.folder / name).is_file():
+            click.echo(f"  {repriced.folder / name}")
 
 
 def _show(run: Run) -> None:

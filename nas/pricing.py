@@ -2,7 +2,7 @@
 
 The study asks for a price and goes on; where it is not known at once, an event tells it later. A prediction is taken where
 its whole interval lies on one side of the limit; what is near the limit is measured. A measurement that was lost with its
-worker is tried again.
+worker is tried again. For another device, whose latencies are a table, nothing is measured.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from nas.errors import StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.execution.work import PRICE, UNSTABLE, PriceJob
 from nas.latency.cache import LatencyCache, model_key
-from nas.latency.estimate import Estimate, Estimator
+from nas.latency.estimate import Estimator
 from nas.latency.model import Error
+from nas.latency.table import NEAR, TablePrices, near
 from nas.limits import Limits, infeasible
 from nas.seeds import derive
 from nas.space.architecture import Architecture, model_yaml
@@ -58,11 +59,11 @@ class Unpriced:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A job of the lane: for a trial, or (None) to calibrate. With an estimate it counts and does not time."""
+    """A job of the lane: for a trial, or (None) to calibrate. Where the latency is known it counts and does not time."""
 
     number: int | None
     architecture: Architecture
-    estimate: Estimate | None = None
+    latency: Price | None = None
 
 
 class Pricing:
@@ -76,6 +77,7 @@ class Pricing:
         known: latencies measured before on this machine; grows.
         blocks: the user's block files that the models need.
         charge: takes the seconds that each measurement took.
+        table: the latencies of a target that is another device's: nothing is measured then.
     """
 
     def __init__(
@@ -87,9 +89,11 @@ class Pricing:
         known: LatencyCache,
         blocks: Sequence[str],
         charge: Callable[[float], None],
+        table: TablePrices | None = None,
     ) -> None:
         self._config, self._space, self._nc = config, space, nc
         self._executor, self._known, self._blocks, self._charge = executor, known, list(blocks), charge
+        self._table = table
         self._estimator = Estimator(space, config.imgsz, derive(config.seed, 0, "calibration"))
         self._calibrated = 0.0
         self._running: dict[str, _Asked] = {}
@@ -111,7 +115,19 @@ class Pricing:
     @property
     def error(self) -> Error | None:
         """How far off predictions are, cross-validated on what was measured; None before there is a model."""
+        if self._table is not None:
+            return self._table.model.error
         return None if self._estimator.model is None else self._estimator.model.error
+
+    @property
+    def measures(self) -> bool:
+        """Whether the target is this machine's."""
+        return self._table is None
+
+    def broken(self, price: Price) -> str | None:
+        """Why a price rules its architecture out, if it does: a limit, or that only the other device can tell."""
+        limits = self._config.limits
+        return limits.broken(price) or (NEAR if self._table is not None and near(price, limits.ms) else None)
 
     def model(self, architecture: Architecture) -> dict[str, Any]:
         """The model YAML of an architecture with the dataset's classes."""
@@ -123,6 +139,12 @@ class Pricing:
         Args:
             measured: a prediction is not enough.
         """
+        if self._table is not None:
+            latency = self._table.price(architecture)
+            if not architecture.is_skeleton and self.broken(latency):
+                return latency
+            self._start(_Asked(number, architecture, latency))
+            return None
         if known := self._recall(architecture):
             return known
         estimate = None if measured or architecture.is_skeleton else self._estimator.estimate(architecture)
@@ -132,7 +154,7 @@ class Pricing:
                 return estimate.as_price()
             if estimate.high > limit:
                 estimate = None
-        self._start(_Asked(number, architecture, estimate))
+        self._start(_Asked(number, architecture, None if estimate is None else estimate.as_price()))
         return None
 
     def repeat(self) -> None:
@@ -144,7 +166,7 @@ class Pricing:
 
     def calibrate(self) -> None:
         """Give an idle lane something to measure that makes predictions better, as long as that is worth its time."""
-        if self._calibrated >= calibration_seconds(self._config):
+        if self._table is not None or self._calibrated >= calibration_seconds(self._config):
             return
         while (architecture := self._estimator.wanted()) is not None:
             if self._recall(architecture) is None:
@@ -199,7 +221,7 @@ class Pricing:
             price = self._now(architecture, wait)
             if isinstance(price, str):
                 trouble = price
-            elif limits.met(price):
+            elif limits.met(price) or self.broken(price) == NEAR:
                 return
             else:
                 found.append((architecture.text(self._space.skeleton), price))
@@ -215,7 +237,7 @@ class Pricing:
             return known
         reason = ""
         for _ in range(MAX_MEASUREMENTS):
-            asked = _Asked(None, architecture)
+            asked = _Asked(None, architecture, None if self._table is None else self._table.price(architecture))
             event = self._ended(self._start(asked), wait)
             if isinstance(event, Result):
                 return self._learn(asked, event.data)
@@ -245,8 +267,8 @@ class Pricing:
 
     def _learn(self, asked: _Asked, data: Mapping[str, Any]) -> Price:
         """The price that a job has found, kept for other trials and runs where it was measured."""
-        if asked.estimate is not None:
-            return {**data, **asked.estimate.as_price()}
+        if asked.latency is not None:
+            return {**data, **asked.latency}
         self._known.put(self._key(self.model(asked.architecture)), dict(data))
         self._estimator.add(asked.architecture, data)
         return without_rows(data)
@@ -259,13 +281,13 @@ class Pricing:
         whole = asked.architecture.is_skeleton or asked.number is None
         job = PriceJob(
             self.model(asked.architecture),
-            self._config.target,
+            self._config.target if self._table is None else self._table.stand_in,
             self._config.imgsz,
             limits=asdict(Limits() if whole else self._config.limits),
             weights=self._config.weights,
             allow_noisy=self._config.allow_noisy,
             blocks=self._blocks,
-            timed=asked.estimate is None,
+            timed=asked.latency is None,
             rows=self._estimator.open,
         )
         attempt = Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)

@@ -22,6 +22,7 @@ PRICE = "nas.execution.work:price"
 TRAIN = "nas.execution.work:train"
 TRY_WEIGHTS = "nas.execution.work:try_weights"
 SCORES = "nas.execution.work:scores"
+WRITE_PROBES = "nas.execution.work:write_probes"
 UNSTABLE = "latency unstable"
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -104,6 +105,22 @@ class WeightsJob:
     blocks: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class ProbesJob:
+    """Write `architectures` of the search space `space` as a probe folder (`nas.latency.probes.Probes` says what the other
+    fields mean); the device has the table `table` already."""
+
+    folder: str
+    space: str
+    architectures: list[Mapping[str, Any]]
+    imgsz: list[int]
+    nc: int
+    batch: int
+    table: str
+    then: str
+    blocks: list[str] = field(default_factory=list)
+
+
 def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
     """Latency and footprint of a `PriceJob`'s model; its footprint alone where that breaks a limit. Values of weights do
     not matter: they are drawn.
@@ -147,6 +164,22 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     scale = latency.ms / sum(rows.values()) if rows else 1.0
     profile = {"rows": {str(row): ms * scale for row, ms in rows.items()}} if rows else {}
     return as_price(latency, known) | profile
+
+
+def write_probes(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)
+    """Write the folder of a `ProbesJob`; how many `bytes` its models have."""
+    from nas.blocks.user import load_blocks  # noqa: PLC0415
+    from nas.latency import probes  # noqa: PLC0415
+    from nas.space.architecture import Architecture  # noqa: PLC0415
+    from nas.space.reader import read_space  # noqa: PLC0415
+
+    job = ProbesJob(**payload)
+    load_blocks(*job.blocks)
+    space = read_space(Path(job.space))
+    chosen = [Architecture.from_dict(entry) for entry in job.architectures]
+    height, width = job.imgsz
+    wanted = probes.Probes(space.skeleton, chosen, (height, width), job.nc, job.batch, job.table, job.then)
+    return {"bytes": probes.write_probes(Path(job.folder), wanted, more=True, say=lambda line: report({"note": line}))}
 
 
 def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, float]:  # noqa: ARG001  (takes a second)

@@ -125,7 +125,7 @@ class Database:
     def correct_trial(
         self, key: int, attributes: Mapping[str, Any], system_attributes: Mapping[str, Any], values: Sequence[float]
     ) -> None:
-        """Replace the values of an ended trial, and set these attributes."""
+        """Replace the values of a trial (none, if it has not ended), and set these attributes."""
         with self._engine.begin() as connection:
             _put_attributes(connection, USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id, key, attributes)
             _put_attributes(connection, SYSTEM_ATTRIBUTES, SYSTEM_ATTRIBUTES.c.trial_id, key, system_attributes)
@@ -159,7 +159,8 @@ def _put_attributes(
 def _insert_values(connection: sqlalchemy.Connection, key: int, values: Sequence[float]) -> None:
     kind = models.TrialValueModel.TrialValueType.FINITE
     rows = [{"trial_id": key, "objective": i, "value": v, "value_type": kind} for i, v in enumerate(values)]
-    connection.execute(sqlalchemy.insert(VALUES), rows)
+    if rows:
+        connection.execute(sqlalchemy.insert(VALUES), rows)
 
 
 def _insert_attributes(

@@ -166,15 +166,16 @@ class Store:
         self._end(entry, TrialState.COMPLETE, float(result["map"]), float(entry.price["ms"]))
 
     def reprice(self, number: int, price: Mapping[str, Any], excess: Mapping[str, float]) -> None:
-        """The latency of a finished trial was predicted and is measured now: Optuna's samplers learn from that one."""
+        """Another latency of a finished or waiting trial has come to be known: Optuna's samplers learn from that one."""
         entry = replace(self[number], price=price)
         trial = self._memory.get_trials(deepcopy=False)[number]
-        trial.values = [trial.values[0], float(price["ms"])]
+        values = [trial.values[0], float(price["ms"])] if trial.values else []
+        trial.values = values or None
         trial.system_attrs = {n: v for n, v in trial.system_attrs.items() if n.rpartition(":")[2] not in excess}
         for name, value in excess.items():
             trial.set_constraint(name, value)  # which keeps the first that it was given
         changed = _attributes(entry, since=self[number])
-        self._database.correct_trial(self._keys[number], changed, trial.system_attrs, trial.values)
+        self._database.correct_trial(self._keys[number], changed, trial.system_attrs, values)
         self._put(entry)
 
     def fail(self, number: int, seconds: float, reason: str) -> None:
