@@ -17,7 +17,8 @@ FILES = sorted((ROOT / "nas").rglob("*.py"))
 COMMON = {"space", "config", "errors", "seeds", "files", "catalog"}
 ARROWS = {
     "nas": {"api", "blocks"},
-    "cli": {"api", "blocks", "review", "runs", "yolo"},
+    "cli": {"api", "blocks", "pricing", "review", "runs", "yolo"},
+    "pricing": {"blocks", "execution", "latency", "outcome", "run", "runs"},
     "api": {"blocks", "run", "session", "latency", "review", "runs", "dataset", "hardware"},
     "run": {"outcome", "export", "review", "runs"},
     "session": {"study", "run", "outcome", "execution", "latency", "review", "runs", "dataset", "hardware", "cache"},
@@ -64,7 +65,15 @@ FREE_OF = {  # modules -> what importing them in a fresh process must not load
         "plotly",
     ),
     ("nas.runs.folder", "nas.review.space_table"): ("torch", "ray", "ultralytics", "optuna"),
-    ("nas.study", "nas.api", "nas.outcome", "nas.runs.store", "nas.execution.local", "nas.dataset.description"): (
+    (
+        "nas.study",
+        "nas.api",
+        "nas.pricing",
+        "nas.outcome",
+        "nas.runs.store",
+        "nas.execution.local",
+        "nas.dataset.description",
+    ): (
         "torch",
         "ray",
         "ultralytics",

@@ -114,7 +114,7 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     from nas.latency.runtimes import SESSIONS  # noqa: PLC0415
     from nas.latency.target import Target  # noqa: PLC0415
     from nas.latency.timing import timed  # noqa: PLC0415
-    from nas.yolo.build import inference_form, multiply_adds, parameters  # noqa: PLC0415
+    from nas.yolo.build import inference_form, is_end2end, multiply_adds, parameters  # noqa: PLC0415
 
     job = PriceJob(**payload)
     target = Target.parse(job.target).at(job.imgsz)
@@ -122,6 +122,7 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
         raise InputError(f"target {target} is another device's: nothing can be measured on it here", "measure it there")
     torch.manual_seed(seed)
     model = inference_form(_model(job)[0])
+    end2end = is_end2end(model)
     params, gmacs = parameters(model), multiply_adds(model, (target.height, target.width)) / 1e9
     session = SESSIONS[target.kind](model, target)
     session.run()
@@ -130,7 +131,7 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
         latency = timed(session, target, job.limit_ms, allow_noisy=job.allow_noisy)
     except Unstable as error:
         raise UnstableError(f"{UNSTABLE}: {error}", "let the machine come to rest, or --allow-noisy") from error
-    return as_price(latency, params, gmacs)
+    return {**as_price(latency, params, gmacs), "end2end": end2end}
 
 
 def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, float]:  # noqa: ARG001  (takes a second)
