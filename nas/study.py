@@ -43,6 +43,7 @@ EVERYTHING_TRIED = "every architecture of the space was tried"
 NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over the limit, forbidden or known"
 PRICED_AHEAD = 1
 REPEAT_SECONDS = 20.0
+NOISY_HINT = "let the machine come to rest, or resume with --allow-noisy"
 
 
 class Study:
@@ -216,7 +217,8 @@ class Study:
             if self._stopping:
                 return
         if fastest is None:
-            raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", "see workers/lane.log")
+            hint = NOISY_HINT if trouble.startswith(UNSTABLE) else "see workers/lane.log"
+            raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", hint)
         what = "; ".join(f"{k}={v}" for k, v in fastest[1].describe(self._space.skeleton).items()) or "the skeleton"
         found = f"the fastest of the probed takes {fastest[0]:.3g} ms ({what})"
         hint = "raise --max-latency, lower --imgsz, or take a smaller skeleton"
@@ -423,7 +425,7 @@ class Study:
         ended = [e for e in self._store.entries if e.state in {"done", "failed"} or (e.reason or "").startswith("invalid")]
         ended = ended[-SAME_FAILURES:]
         if len(ended) == SAME_FAILURES and all(e.reason == reason for e in ended):
-            hint = f"see {self._folder / 'trials'}"
+            hint = NOISY_HINT if UNSTABLE in reason else f"see {self._folder / 'trials'}"
             self._hopeless = StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", hint)
 
     def _stop_if_nothing_is_learned(self) -> None:
