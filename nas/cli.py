@@ -46,6 +46,15 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class _LatencyGroup(_Group):
+    """A group whose first argument may be a model or a run: then it means `measure`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["measure", *args]
+        return super().parse_args(ctx, args)
+
+
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="yolo-placement-search", prog_name="nas")
 def cli() -> None:
@@ -172,9 +181,24 @@ def export(run: str | None, pick: str) -> None:
         click.echo(path)
 
 
-@cli.group()
+@cli.group(cls=_LatencyGroup)
 def latency() -> None:
-    """Latencies of other devices."""
+    """Measure the latency of a model: `nas latency yolo11n.yaml`, `nas latency RUN --pick knee`."""
+
+
+@latency.command("measure")
+@click.argument("what", metavar="YAML|RUN")
+@click.option("--target", help="See the README.  [default: auto; of a run its own]")
+@click.option("--imgsz", metavar="SIZE", help="640, or height x width: 384x640.  [default: 640; of a run its own]")
+@click.option("--pick", help="Of a run: knee, fastest, best, an architecture id or a trial number.  [default: its winner]")
+@_allow_noisy
+@_blocks
+def latency_measure(what: str, **options: Any) -> None:
+    """Measure a model YAML, also one of Ultralytics, by name or path, or a trial of a run; "measure" may be left out."""
+    from nas.quote import quote  # noqa: PLC0415
+
+    for line in quote(what, **options).lines:
+        click.echo(line)
 
 
 @latency.command("probes")

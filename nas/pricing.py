@@ -31,6 +31,7 @@ from nas.space.search_space import SearchSpace
 log = logging.getLogger("nas")
 
 MAX_MEASUREMENTS = 3
+NOISY_HINT = "let the machine come to rest, or resume with --allow-noisy"
 # A machine that was not quiet is left alone for so long before the measurement is repeated, once.
 REPEAT_SECONDS = 20.0
 POLL_SECONDS = 0.5
@@ -228,7 +229,8 @@ class Pricing:
             if self.stopping:
                 return
         if not found:
-            raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", "see workers/lane.log")
+            hint = NOISY_HINT if trouble.startswith(UNSTABLE) else "see workers/lane.log"
+            raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", hint)
         raise infeasible(limits, self._config.target, self._config.imgsz, found)
 
     def _now(self, architecture: Architecture, wait: Callable[[], None]) -> Price | str:

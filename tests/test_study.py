@@ -22,7 +22,7 @@ from nas import study as study_module
 from nas.config import Budget, RunConfig
 from nas.errors import InfeasibleError, StoppedError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
-from nas.execution.work import PRICE, TRAIN, TrainJob
+from nas.execution.work import PRICE, TRAIN, UNSTABLE, TrainJob
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.limits import FIGURES, Limits
@@ -34,7 +34,7 @@ from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.space.architecture import model_yaml
 from nas.space.reader import read_space
-from nas.study import MAX_ATTEMPTS, SAME_FAILURES, Study
+from nas.study import MAX_ATTEMPTS, REPEAT_SECONDS, SAME_FAILURES, Study
 
 NC = 3
 SPACE = """
@@ -380,6 +380,47 @@ def test_a_lost_measurement_is_tried_again(make_lab):
     assert lab.run(executor) == EVERYTHING
     assert set(Counter(executor.priced).values()) == {MAX_ATTEMPTS}
     assert {e.reason for e in lab.store.entries} <= {"invalid: worker died", "repeat"}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_unstable_latency_is_measured_again_later_and_then_given_up(make_lab, clock, times):
+    lab = make_lab(TINY)
+    shaky = lab.name(next(a for a in lab.space.enumerate() if not a.is_skeleton))
+    moments = []
+
+    def fate(attempt, count):
+        if attempt.quiet and name_of(attempt.payload["model"]) == shaky and count <= times:
+            moments.append(clock.now)
+            return f"{UNSTABLE}: the interval stays wider than 5%"
+        return None
+
+    executor = lab.executor(fate=fate)
+    assert lab.run(executor) == EVERYTHING
+    assert Counter(executor.priced)[shaky] == 2
+    assert len(moments) < 2 or moments[1] - moments[0] >= REPEAT_SECONDS
+    assert set(lab.names("done")) == lab.all() - ({shaky} if times == 2 else set())
+    reasons = [e.reason for e in lab.store.entries if lab.name(e.architecture) == shaky and e.reason != "repeat"]
+    assert reasons == [f"invalid: {UNSTABLE}: the interval stays wider than 5%" if times == 2 else None]
+
+
+def test_a_machine_that_is_never_quiet_stops_the_search(make_lab):
+    unstable = f"{UNSTABLE}: wall clock and CPU time disagree by more than 10%"
+    lab = make_lab()
+    with pytest.raises(StoppedError, match=UNSTABLE):
+        lab.run(lab.executor(fate=lambda attempt, count: unstable if attempt.quiet else None))
+    lab = make_lab(name="probe", max_latency_ms=3.0)
+    with pytest.raises(StoppedError, match="could be measured"):
+        lab.run(lab.executor(fate=lambda attempt, count: unstable if attempt.quiet else None))
+    lab = make_lab(TINY, "shaky probe", max_latency_ms=4.0)
+    assert lab.run(lab.executor(fate=lambda attempt, count: unstable if attempt.quiet and count == 1 else None)) == EVERYTHING
+    assert set(lab.names("done")) == lab.all(4.0)
+
+
+def test_whether_noise_counts_reaches_the_lane(make_lab):
+    lab = make_lab(TINY, allow_noisy=True)
+    executor = lab.executor(fate=lambda attempt, count: str(attempt.payload["allow_noisy"]) if attempt.quiet else None)
+    lab.run(executor)
+    assert {e.reason for e in lab.store.entries} <= {"invalid: True", "repeat"}
 
 
 def test_equal_failures_stop_the_search(make_lab):
