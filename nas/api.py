@@ -6,7 +6,7 @@ No torch in this process: what needs it runs in workers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,17 @@ from typing import Any
 from nas.blocks.catalog import BlockSpec
 from nas.blocks.register import digest_of, file_of
 from nas.blocks.user import load_blocks
-from nas.config import Budget, RunConfig, parse_limits
+from nas.config import Budget, RunConfig, parse_latency, parse_limits
 from nas.dataset.description import Dataset, read_dataset
+from nas.devices import image_size
 from nas.errors import InputError, StartError, UnreachableError
 from nas.hardware import cuda_devices, default_workers
-from nas.latency.target import Target, chosen_because
+from nas.latency.calibrate import calibration_set
+from nas.latency.probes import Probes, minutes, seconds_per_probe, write_probes
+from nas.latency.table import MIN_ROWS, read_table
+from nas.latency.target import TABLE, Target, chosen_because, parse_imgsz
+from nas.reprice import Repriced
+from nas.reprice import reprice as repriced
 from nas.review.progress import Progress, Quiet
 from nas.run import Run, writing
 from nas.runs import folder as folders
@@ -169,6 +175,79 @@ def resume(
     return run_session(folder, config, dataset, progress or Quiet(), command)
 
 
+def probes(
+    out: str | Path,
+    *,
+    space: str | Path = "yolo11n-blocks",
+    imgsz: int | str = 640,
+    data: str | Path | None = None,
+    count: int = 40,
+    seed: int = 0,
+    blocks: str | Path | Sequence[str | Path] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> list[str]:
+    """Write a folder of probe models to measure on another device; returns what to know about it, in words.
+
+    Args:
+        out: the folder; what an interrupted call has written into it stays.
+        space: the search space that the device's latencies are wanted for.
+        imgsz: of the input, `640` or height x width, `384x640`.
+        data: a dataset YAML, for its number of classes; that of the skeleton where None.
+        count: how many models; more make better predictions.
+        blocks: files with blocks of your own; their code runs.
+        say: told of every model that is written.
+
+    Raises:
+        InputError: see `nas.latency.probes.write_probes`; also where the space is too small to learn from.
+    """
+    folder, size = Path(out), parse_imgsz(str(imgsz))
+    load_blocks(*_paths(blocks))
+    found = read_space(find_space(str(space)))
+    nc = found.skeleton.nc if data is None else _dataset(str(data), found.skeleton).nc
+    chosen = calibration_set(found, max(size), seed, count)
+    if len(chosen) < MIN_ROWS:
+        what = f"{found.source} has {len(chosen)} architectures, a latency model needs {MIN_ROWS}"
+        raise InputError(what, "add choices to it")
+    wanted = Probes(found.skeleton, chosen, size, nc)
+    weight = write_probes(folder, wanted, say=say)
+    quick, slow = (minutes(len(chosen) * seconds_per_probe(ms)) for ms in (10, 100))
+    return [
+        f"{len(chosen)} probes, {weight / 1e6:.0f} MB; what to do with them stands in {folder / 'README.txt'}",
+        f"measuring takes about {quick} where an inference takes 10 ms, {slow} where it takes 100 ms",
+    ]
+
+
+def reprice(
+    run: str | Path | None,
+    target: str,
+    *,
+    max_latency: str | None = None,
+    blocks: str | Path | Sequence[str | Path] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Repriced:
+    """A finished run on another target: its trained architectures priced there, and its front redrawn without training.
+
+    Args:
+        run: by folder or name; the latest where None.
+        target: as for a search; of a table, only the CSV is needed.
+        max_latency: the limit there; the run's own where None.
+        blocks: the block files that the run began with, to be named again where models are measured.
+        say: told of every measurement.
+
+    Raises:
+        NasError: see `nas.reprice.reprice`; also where a limit or a block file cannot be used.
+    """
+    found = load(run)
+    measured_on = Target.parse(target)
+    if measured_on.kind != TABLE:
+        measured_on = measured_on.at(Target.parse(found.config.target).imgsz or found.config.imgsz)
+        _load_again(found.folder, _paths(blocks))
+    limits = found.config.limits
+    if max_latency is not None:
+        limits = replace(limits, ms=parse_latency(max_latency))
+    return repriced(found, measured_on, limits, say)
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What a search was asked to do, all of it checked."""
@@ -220,7 +299,7 @@ def _check(
     asked = read_space(path)
     dataset = _dataset(BUILT_IN if data is None else str(data), asked.skeleton)
     checkpoint = None if weights is None else _checkpoint(weights)
-    imgsz = imgsz if imgsz is not None else (192 if data is None else 640)
+    imgsz = _image_size(target, asked.skeleton, imgsz, 192 if data is None else 640)
     measured_on, note = _target(target, imgsz)
     config = RunConfig(
         data=BUILT_IN if data is None else str(dataset.yaml),
@@ -274,6 +353,14 @@ def _load_again(folder: Path, files: Sequence[Path]) -> None:
     load_blocks(*kept.values())
 
 
+def _image_size(target: str, skeleton: Skeleton, imgsz: int | None, default: int) -> int:
+    """The image size of a search: what was asked for, else that of its table, else the default. Raises InputError."""
+    found = Target.parse(target)
+    if found.kind == TABLE:
+        return image_size(read_table(Path(found.file), skeleton), imgsz, default)
+    return default if imgsz is None else imgsz
+
+
 def _target(name: str, imgsz: int) -> tuple[Target, str]:
     """A target that this machine can measure on, with its image size, and a line that says what it is and why it was taken.
 
@@ -282,6 +369,8 @@ def _target(name: str, imgsz: int) -> tuple[Target, str]:
         UnreachableError: it is not there.
     """
     target = Target.parse(name).at(imgsz)
+    if target.kind == TABLE:
+        target = replace(target, file=str(Path(target.file).absolute()))
     target.require()
     return target, f"latency is measured on {target}{chosen_because(name)}"
 
@@ -316,4 +405,4 @@ def _digest(file: Path) -> str:
         raise InputError(f"{file}: {error.strerror}", "make it readable") from error
 
 
-__all__: Sequence[str] = ("Run", "load", "resume", "search")
+__all__: Sequence[str] = ("Repriced", "Run", "load", "probes", "reprice", "resume", "search")

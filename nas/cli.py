@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ import click
 from nas.errors import InputError, NasError, did_you_mean
 
 if TYPE_CHECKING:
-    from nas.api import Run
+    from nas.api import Repriced, Run
 
 EXIT_CODES = """\b
 Exit codes: 0 a front was found; 1 a bug of nas; 2 bad input; 3 nothing feasible;
@@ -43,6 +44,15 @@ class _Group(click.Group):
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             raise click.UsageError(f"no command '{args[0]}'; {did_you_mean(args[0], self.commands)}", ctx)
         return super().resolve_command(ctx, args)
+
+
+class _LatencyGroup(_Group):
+    """A group whose first argument may be a model or a run: then it means `measure`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["measure", *args]
+        return super().parse_args(ctx, args)
 
 
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -139,10 +149,22 @@ def search(ctx: click.Context, /, **options: Any) -> None:
 @cli.command()
 @click.argument("run", required=False)
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-def front(run: str | None, form: str) -> None:
-    """Show the front of RUN (the latest run where none is named) and write its files anew."""
+@click.option("--target", help="Of another device or runtime: what was trained is priced there, nothing is trained.")
+@click.option("--max-latency", metavar="TIME", help="With --target: the limit there.  [default: the run's]")
+@_blocks
+def front(run: str | None, form: str, target: str | None, max_latency: str | None, blocks: tuple[str, ...]) -> None:
+    """Show the front of RUN (the latest run where none is named) and write its files anew.
+
+    With --target the front is that of another target, and its files go to RUN/targets; the run's own stay as they are.
+    """
     from nas import api  # noqa: PLC0415
 
+    if target is not None:
+        say = partial(click.echo, err=True)
+        _show_repriced(api.reprice(run, target, max_latency=max_latency, blocks=blocks, say=say), form)
+        return
+    if max_latency is not None:
+        raise InputError("--max-latency needs --target", "of a run, it changes with: nas search --resume RUN --max-latency …")
     found = api.load(run)
     try:
         found.report()
@@ -164,6 +186,45 @@ def export(run: str | None, pick: str) -> None:
 
     for path in api.load(run).export(pick):
         click.echo(path)
+
+
+@cli.group(cls=_LatencyGroup)
+def latency() -> None:
+    """Measure the latency of a model: `nas latency yolo11n.yaml`, `nas latency RUN --pick knee`."""
+
+
+@latency.command("measure")
+@click.argument("what", metavar="YAML|RUN")
+@click.option("--target", help="See the README.  [default: auto; of a run its own]")
+@click.option("--imgsz", metavar="SIZE", help="640, or height x width: 384x640.  [default: 640; of a run its own]")
+@click.option("--pick", help="Of a run: knee, fastest, best, an architecture id or a trial number.  [default: its winner]")
+@_allow_noisy
+@_blocks
+def latency_measure(what: str, **options: Any) -> None:
+    """Measure a model YAML, also one of Ultralytics, by name or path, or a trial of a run; "measure" may be left out."""
+    from nas.quote import quote  # noqa: PLC0415
+
+    for line in quote(what, **options).lines:
+        click.echo(line)
+
+
+@latency.command("probes")
+@click.option("--out", required=True, metavar="DIR", help="Folder to write.")
+@click.option("--space", default="yolo11n-blocks", show_default=True, help="Search space YAML, or the name of a shipped one.")
+@click.option("--imgsz", default="640", show_default=True, help="Side of the input, or height x width: 384x640.")
+@click.option("--data", metavar="YAML", help="Dataset, for its number of classes.  [default: the skeleton's own]")
+@click.option("--count", type=click.IntRange(8, 1000), default=40, show_default=True, help="How many models.")
+@click.option("--seed", default=0, show_default=True, help="Of their choice.")
+@_blocks
+def latency_probes(out: str, **options: Any) -> None:
+    """Write models to measure on another device, and the program that does so there with numpy and onnxruntime alone.
+
+    What it writes, jetson.csv say, is a target: nas search --target table:jetson.csv
+    """
+    from nas import api  # noqa: PLC0415
+
+    for line in api.probes(out, say=click.echo, **options):
+        click.echo(line)
 
 
 @cli.group()
@@ -231,6 +292,25 @@ def yolo(arguments: tuple[str, ...], blocks: tuple[str, ...]) -> None:
 
     load_blocks(*blocks)
     entrypoint()
+
+
+def _show_repriced(repriced: Repriced, form: str) -> None:
+    from nas.review.suggested import suggested_table  # noqa: PLC0415
+    from nas.review.table import rich_table  # noqa: PLC0415
+
+    for note in repriced.notes:
+        click.echo(f"note: {note}", err=True)
+    if form != "table":
+        click.echo((repriced.folder / f"front.{form}").read_text(encoding="utf-8"), nl=False)
+        return
+    _print(rich_table(repriced.records, repriced.summary))
+    if repriced.suggestions is not None:
+        if repriced.suggestions.found:
+            _print(suggested_table(repriced.suggestions.found, repriced.skeleton))
+        click.echo(str(repriced.suggestions))
+    for name in ("pareto.html", "pareto.png", "front.csv", "suggested.csv", "winner.yaml"):
+        if (repriced.folder / name).is_file():
+            click.echo(f"  {repriced.folder / name}")
 
 
 def _show(run: Run) -> None:

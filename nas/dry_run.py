@@ -24,6 +24,7 @@ from typing import Any
 from nas.cache import cache_root, room_for_images
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset, read_dataset
+from nas.devices import table_prices
 from nas.errors import StoppedError
 from nas.execution.executor import Attempt, Executor, Progress, Result
 from nas.execution.work import TRAIN, TrainJob, WeightsJob
@@ -144,8 +145,9 @@ def forecast(
             model = model_yaml(space.skeleton, space.baseline, dataset.nc)
             lines.append(f"weights    {try_weights(WeightsJob(model, config.weights, list(blocks)), executor, Path(name))[0]}")
         lane: list[float] = []
-        known = LatencyCache(cache_root() / "latency", Target.parse(config.target), digest)
-        pricing = Pricing(config, space, dataset.nc, executor, known, blocks, lane.append)
+        target = Target.parse(config.target)
+        known, table = LatencyCache(cache_root() / "latency", target, digest), table_prices(target, space, [])
+        pricing = Pricing(config, space, dataset.nc, executor, known, blocks, lane.append, table)
         say(f"pricing architectures on {config.target}")
         probed, _ = _measured(pricing, (space.baseline, *space.smallest(config.imgsz)), math.inf)
         drawn, whole = _measured(pricing, _draws(space, config), SAMPLE_SECONDS)

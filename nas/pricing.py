@@ -1,38 +1,49 @@
-"""What architectures cost on the target: known from before, or measured in the executor's lane.
+"""What architectures cost on the target: known from before, predicted, or measured in the executor's lane.
 
-The study asks for a price and goes on; where it is not known at once, an event tells it later. A measurement that was lost
-with its worker is tried again.
+The study asks for a price and goes on; where it is not known at once, an event tells it later. A prediction is taken where
+its whole interval lies on one side of the limit; what is near the limit is measured. A measurement that was lost with its
+worker is tried again. For another device, whose latencies are a table, nothing is measured.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nas.config import RunConfig
+from nas.config import Budget, RunConfig
 from nas.errors import StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
-from nas.execution.work import PRICE, PriceJob
+from nas.execution.work import PRICE, UNSTABLE, PriceJob
 from nas.latency.cache import LatencyCache, model_key
+from nas.latency.estimate import Estimator
+from nas.latency.model import Error
+from nas.latency.table import NEAR, TablePrices, near
 from nas.limits import Limits, infeasible
+from nas.seeds import derive
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.search_space import SearchSpace
 
 log = logging.getLogger("nas")
 
 MAX_MEASUREMENTS = 3
+NOISY_HINT = "let the machine come to rest, or resume with --allow-noisy"
+# A machine that was not quiet is left alone for so long before the measurement is repeated, once.
+REPEAT_SECONDS = 20.0
 POLL_SECONDS = 0.5
+# Measuring for predictions alone takes at most so much of the lane's time, and of a budget of time.
+CALIBRATION_SECONDS, CALIBRATION_SHARE = 60.0, 0.1
 
 Price = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Priced:
-    """A measurement has ended well: the price of the trial that it was for."""
+    """The price of a trial has come."""
 
     number: int
     price: Price
@@ -47,6 +58,15 @@ class Unpriced:
     detail: str
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A job of the lane: for a trial, or (None) to calibrate. Where the latency is known it counts and does not time."""
+
+    number: int | None
+    architecture: Architecture
+    latency: Price | None = None
+
+
 class Pricing:
     """Prices the architectures of one search.
 
@@ -58,6 +78,7 @@ class Pricing:
         known: latencies measured before on this machine; grows.
         blocks: the user's block files that the models need.
         charge: takes the seconds that each measurement took.
+        table: the latencies of a target that is another device's: nothing is measured then.
     """
 
     def __init__(
@@ -69,58 +90,118 @@ class Pricing:
         known: LatencyCache,
         blocks: Sequence[str],
         charge: Callable[[float], None],
+        table: TablePrices | None = None,
     ) -> None:
         self._config, self._space, self._nc = config, space, nc
         self._executor, self._known, self._blocks, self._charge = executor, known, list(blocks), charge
-        self._running: dict[str, tuple[int, Architecture]] = {}
-        self._lost: Counter[int] = Counter()
+        self._table = table
+        self._estimator = Estimator(space, config.imgsz, derive(config.seed, 0, "calibration"))
+        self._calibrated = 0.0
+        self._running: dict[str, _Asked] = {}
+        self._tries: Counter[Architecture] = Counter()
+        self._again: tuple[_Asked, float] | None = None  # what is to be measured again, and when
         self._keys = itertools.count()
         self.stopping = False
 
     @property
     def busy(self) -> bool:
-        """Whether a measurement is under way, or none could start now."""
-        return bool(self._running) or not self._executor.lane_free
+        """Whether the lane has something to do, or waits for a quieter moment."""
+        return self.under_way or not self._executor.lane_free
 
     @property
     def under_way(self) -> bool:
         """Whether an answer is still to come."""
-        return bool(self._running)
+        return bool(self._running) or self._again is not None
+
+    @property
+    def error(self) -> Error | None:
+        """How far off predictions are, cross-validated on what was measured; None before there is a model."""
+        if self._table is not None:
+            return self._table.model.error
+        return None if self._estimator.model is None else self._estimator.model.error
+
+    @property
+    def measures(self) -> bool:
+        """Whether the target is this machine's."""
+        return self._table is None
+
+    def broken(self, price: Price) -> str | None:
+        """Why a price rules its architecture out, if it does: a limit, or that only the other device can tell."""
+        limits = self._config.limits
+        return limits.broken(price) or (NEAR if self._table is not None and near(price, limits.ms) else None)
 
     def model(self, architecture: Architecture) -> dict[str, Any]:
         """The model YAML of an architecture with the dataset's classes."""
         return model_yaml(self._space.skeleton, architecture, self._nc)
 
-    def ask(self, number: int, architecture: Architecture) -> Price | None:
-        """The price of a trial's architecture if it is known; otherwise it is being measured, and `take` will tell."""
-        model = self.model(architecture)
-        if known := self._known.get(self._key(model)):
+    def ask(self, number: int, architecture: Architecture, *, measured: bool = False) -> Price | None:
+        """The price of a trial's architecture if it is known; otherwise `take` will tell.
+
+        Args:
+            measured: a prediction is not enough.
+        """
+        if self._table is not None:
+            latency = self._table.price(architecture)
+            if not architecture.is_skeleton and self.broken(latency):
+                return latency
+            self._start(_Asked(number, architecture, latency))
+            return None
+        if known := self._recall(architecture):
             return known
-        attempt = self._attempt(model)
-        self._running[attempt.key] = number, architecture
-        self._executor.start(attempt)
+        estimate = None if measured or architecture.is_skeleton else self._estimator.estimate(architecture)
+        limit = self._config.max_latency_ms
+        if estimate is not None and limit is not None:
+            if estimate.low > limit:
+                return estimate.as_price()
+            if estimate.high > limit:
+                estimate = None
+        self._start(_Asked(number, architecture, None if estimate is None else estimate.as_price()))
         return None
 
+    def repeat(self) -> None:
+        """Measure again what needs it, when its time has come; to be called often."""
+        if self._again is not None and (self.stopping or time.monotonic() >= self._again[1]):
+            asked, self._again = self._again[0], None
+            if not self.stopping:  # else a resumed search draws the proposal again
+                self._start(asked)
+
+    def calibrate(self) -> None:
+        """Give an idle lane something to measure that makes predictions better, as long as that is worth its time."""
+        if self._table is not None or self._calibrated >= calibration_seconds(self._config):
+            return
+        while (architecture := self._estimator.wanted()) is not None:
+            if self._recall(architecture) is None:
+                self._start(_Asked(None, architecture), whole=True)
+                return
+
     def owns(self, event: Event) -> bool:
-        """Whether an event is of a measurement that `ask` began."""
+        """Whether an event is of a job that this one began."""
         return event.key in self._running
 
     def take(self, event: Event) -> Priced | Unpriced | None:
-        """What an event of `ask`'s means for its trial; None where nothing yet."""
+        """What an event of a job means for its trial; None where nothing (yet)."""
         if isinstance(event, Progress):
             return None
-        number, architecture = self._running.pop(event.key)
+        asked = self._running.pop(event.key)
         self._charge(event.seconds)
+        if asked.number is None:
+            self._calibrated += event.seconds
         if isinstance(event, Result):
-            self._known.put(self._key(self.model(architecture)), dict(event.data))
-            return Priced(number, event.data)
-        self._lost[number] += isinstance(event, Lost)
-        if isinstance(event, Lost) and self._lost[number] < MAX_MEASUREMENTS:
-            log.warning("trial %d: measurement lost (%s): tried again", number, event.reason)
-            if not self.stopping:  # else a resumed search draws the proposal again
-                self.ask(number, architecture)
+            price = self._learn(asked, event.data)
+            return None if asked.number is None else Priced(asked.number, price)
+        if asked.number is None:
+            log.info("calibration: %s could not be measured: %s", asked.architecture.id, event.reason)
             return None
-        return Unpriced(number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
+        self._tries[asked.architecture] += 1
+        if isinstance(event, Lost) and self._tries[asked.architecture] < MAX_MEASUREMENTS:
+            log.warning("trial %d: measurement lost (%s): tried again", asked.number, event.reason)
+            self._again = asked, 0.0
+            return None
+        if _unstable(event) and self._tries[asked.architecture] == 1:
+            log.warning("trial %d: %s: measured again in %.0f s", asked.number, event.reason, REPEAT_SECONDS)
+            self._again = asked, time.monotonic() + REPEAT_SECONDS
+            return None
+        return Unpriced(asked.number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
 
     def probe(self, wait: Callable[[], None]) -> None:
         """Price the skeleton and the smallest architectures until one meets the limits: are they within reach at all?
@@ -141,58 +222,95 @@ class Pricing:
             price = self.now(architecture, wait)
             if isinstance(price, str):
                 trouble = price
-            elif limits.met(price):
+            elif limits.met(price) or self.broken(price) == NEAR:
                 return
             else:
                 found.append((architecture.text(self._space.skeleton), price))
             if self.stopping:
                 return
         if not found:
-            raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", "see workers/lane.log")
+            hint = NOISY_HINT if trouble.startswith(UNSTABLE) else "see workers/lane.log"
+            raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", hint)
         raise infeasible(limits, self._config.target, self._config.imgsz, found)
 
     def now(self, architecture: Architecture, wait: Callable[[], None]) -> Price | str:
         """The price of an architecture, waiting for the lane; a reason in words where it has none."""
-        model = self.model(architecture)
-        key = self._key(model)
-        if known := self._known.get(key):
+        if known := self._recall(architecture):
             return known
         reason = ""
         for _ in range(MAX_MEASUREMENTS):
-            event = self._measured(self._attempt(model), wait)
+            asked = _Asked(None, architecture, None if self._table is None else self._table.price(architecture))
+            event = self._ended(self._start(asked), wait)
             if isinstance(event, Result):
-                self._known.put(key, dict(event.data))
-                return event.data
+                return self._learn(asked, event.data)
             reason = event.reason
             log.warning("probe %s: %s", architecture.id, reason)
-            if isinstance(event, Failed) or self.stopping:
+            if (isinstance(event, Failed) and not _unstable(event)) or self.stopping:
                 break
         return reason
 
-    def _measured(self, attempt: Attempt, wait: Callable[[], None]) -> Result | Failed | Lost:
-        """How a measurement ends, waiting for it."""
-        self._executor.start(attempt)
+    def _ended(self, key: str, wait: Callable[[], None]) -> Result | Failed | Lost:
+        """How a job ends, waiting for it: nothing else runs yet."""
         while True:
             wait()
             for event in self._executor.poll(POLL_SECONDS):
-                if not isinstance(event, Progress):
+                if event.key == key and not isinstance(event, Progress):
+                    del self._running[key]
                     self._charge(event.seconds)
                     return event
+
+    def _recall(self, architecture: Architecture) -> Price | None:
+        """A price that was measured before."""
+        known = self._known.get(self._key(self.model(architecture)))
+        if known is None or ("ms" not in known and not self._config.limits.broken(known)):
+            return None  # not measured, or only counted under lower limits
+        self._estimator.add(architecture, known)
+        return without_rows(known)
+
+    def _learn(self, asked: _Asked, data: Mapping[str, Any]) -> Price:
+        """The price that a job has found, kept for other trials and runs where it was measured."""
+        if asked.latency is not None:
+            return {**data, **asked.latency}
+        self._known.put(self._key(self.model(asked.architecture)), dict(data))
+        self._estimator.add(asked.architecture, data)
+        return without_rows(data)
 
     def _key(self, model: Mapping[str, Any]) -> str:
         return model_key(model, self._config.imgsz)
 
-    def _attempt(self, model: dict[str, Any]) -> Attempt:
-        # The baseline stands in every report: it is measured well also where it is far over a limit.
-        limits = Limits() if model == self.model(self._space.baseline) else self._config.limits
-        config = self._config
+    def _start(self, asked: _Asked, *, whole: bool = False) -> str:
+        # The baseline stands in every report, and a calibration speaks of all: both are measured well also far over the limits.
+        whole = whole or asked.architecture.is_skeleton
         job = PriceJob(
-            model,
-            config.target,
-            config.imgsz,
-            asdict(limits),
-            weights=config.weights,
-            allow_noisy=config.allow_noisy,
+            self.model(asked.architecture),
+            self._config.target if self._table is None else self._table.stand_in,
+            self._config.imgsz,
+            limits=asdict(Limits() if whole else self._config.limits),
+            weights=self._config.weights,
+            allow_noisy=self._config.allow_noisy,
             blocks=self._blocks,
+            timed=asked.latency is None,
+            rows=self._estimator.open,
         )
-        return Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
+        attempt = Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
+        self._running[attempt.key] = asked
+        self._executor.start(attempt)
+        return attempt.key
+
+
+def _unstable(event: Failed | Lost) -> bool:
+    """Whether a measurement failed for what the machine did meanwhile."""
+    return isinstance(event, Failed) and event.reason.startswith(UNSTABLE)
+
+
+def without_rows(price: Price) -> Price:
+    """A price as a trial keeps it: the times of single rows are for the latency model alone."""
+    return {name: value for name, value in price.items() if name != "rows"}
+
+
+def calibration_seconds(config: RunConfig) -> float:
+    """How long a search may measure for predictions alone: a minute, a tenth of a budget of time, nothing for few trials."""
+    budget = Budget.parse(config.budget)
+    if budget.kind == "trials":
+        return CALIBRATION_SECONDS if budget.amount >= CALIBRATION_SECONDS else 0.0
+    return min(CALIBRATION_SECONDS, CALIBRATION_SHARE * budget.amount)

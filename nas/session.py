@@ -14,6 +14,7 @@ from typing import Any
 from nas.cache import cache_root, room_for_images
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
+from nas.devices import ask_for_more, table_notes, table_prices
 from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Executor, Result
 from nas.execution.executor import Progress as Report
@@ -32,7 +33,7 @@ from nas.seeds import derive
 from nas.space.architecture import model_yaml
 from nas.space.memory import attention_notes
 from nas.space.reader import read_space
-from nas.study import Study
+from nas.study import INTERRUPTED, Study
 
 log = logging.getLogger("nas")
 
@@ -53,9 +54,13 @@ def run_session(
         blocks = [str(path.absolute()) for path in folders.block_files(folder)]
         ledger = Ledger(Budget.parse(config.budget), store)
         checkpoint = folders.read_manifest(folder).get("weights_digest")
-        prices = LatencyCache(cache_root() / "latency", Target.parse(config.target), checkpoint)
+        target = Target.parse(config.target)
+        prices = LatencyCache(cache_root() / "latency", target, checkpoint)
+        table = table_prices(target, space, store.entries)
         for problem in (*dataset.problems, *space.notes, *attention_notes(space, config.imgsz)):
             log.warning(problem)
+        if table is not None:
+            notes = (*notes, str(table), *table_notes(table.table, dataset.nc, config.imgsz), *_changed(store, target))
         notes = (*notes, room_for_images(len(dataset.train), config.imgsz))
         for note in notes:
             log.info(note)
@@ -96,9 +101,14 @@ def run_session(
                         watch=watch,
                         record=tables.outdate,
                         blocks=blocks,
+                        table=table,
                     )
                     with _interruptible(study):
-                        store.put_fact("stopped_because", study.run())
+                        store.put_fact("stopped_because", ended := study.run())
+                    if table is not None and ended != INTERRUPTED:
+                        wish = ask_for_more(folder, config, table, space, dataset.nc, store.entries, executor)
+                        log.info(wish)
+                        progress.say(wish)
                 if meter is not None and meter.mean is not None:
                     busy = f"the GPUs were busy for {meter.mean:.0%} of the time"
                     log.info(busy)
@@ -107,6 +117,13 @@ def run_session(
             # Optuna wraps what SQLite says of a full or read-only disk.
             raise OSError(f"the store: {str(error).splitlines()[0]}") from error
     return Run(folder)
+
+
+def _changed(store: Store, target: Target) -> list[str]:
+    """Whether the table is another than at the last time, in words; from now on it is this one."""
+    digest, before = target.stamp()["table"], store.fact("table")
+    store.put_fact("table", digest)
+    return ["the table has changed: latencies are taken from it anew"] if before not in {None, digest} else []
 
 
 @contextlib.contextmanager

@@ -19,9 +19,10 @@ from typing import Any
 from nas.config import RunConfig
 from nas.errors import NasError, StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
-from nas.execution.work import TRAIN, TrainJob
+from nas.execution.work import TRAIN, UNSTABLE, TrainJob
 from nas.latency.cache import LatencyCache
-from nas.pricing import POLL_SECONDS, Priced, Pricing, Unpriced
+from nas.latency.table import TablePrices
+from nas.pricing import NOISY_HINT, POLL_SECONDS, Priced, Pricing, Unpriced
 from nas.review.progress import Status
 from nas.review.record import metric_of
 from nas.runs.ledger import Ledger
@@ -41,6 +42,7 @@ MISSES = 5
 MANY_MISSES = 500
 EVERYTHING_TRIED = "every architecture of the space was tried"
 NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden or known"
+INTERRUPTED = "interrupted"
 PRICED_AHEAD = 1
 
 
@@ -59,6 +61,7 @@ class Study:
         watch: called whenever something changed, at least twice a second.
         record: called after every trial that has ended.
         blocks: the user's block files that the space needs.
+        table: the latencies of a target that is another device's.
     """
 
     def __init__(
@@ -75,12 +78,16 @@ class Study:
         watch: Callable[[Status], None],
         record: Callable[[], None],
         blocks: Sequence[str] = (),
+        table: TablePrices | None = None,
     ) -> None:
         self._config, self._space, self._nc, self._store = config, space, nc, store
         self._executor, self._ledger = executor, ledger
         self._jobs, self._watch, self._record = jobs, watch, record
         self._folder, self._folders = folder, TrialFolders(folder)
-        self._pricing = Pricing(config, space, nc, executor, prices, blocks, lambda seconds: store.add_seconds(lane=seconds))
+        self._table = table
+        self._pricing = Pricing(
+            config, space, nc, executor, prices, blocks, lambda seconds: store.add_seconds(lane=seconds), table
+        )
         self._seen: set[str] = set()
         self._queue: deque[int] = deque()
         self._running: dict[str, int] = {}
@@ -89,6 +96,7 @@ class Study:
         self._heartbeat: dict[int, float] = {}
         self._saved = 0.0
         self._best: Entry | None = None
+        self._unsure: set[int] = set()
         self._misses = 0
         self._keys = itertools.count()
         self._phase = "probe"
@@ -98,7 +106,7 @@ class Study:
 
     def interrupt(self) -> None:
         """Start nothing more; `run` returns when what is running has ended. Safe in a signal handler."""
-        self._stopping = "interrupted"
+        self._stopping = INTERRUPTED
         self._pricing.stopping = True
         self._phase = "ending when the running trials have ended (Ctrl-C again: now)"
 
@@ -132,9 +140,11 @@ class Study:
         """Take up an earlier session: queued and running trials wait again.
 
         The limits may have changed since: what waits over a lower one is rejected, and what was rejected over an old one
-        may be proposed again under a higher one.
+        may be proposed again under a higher one. The same goes for a table that has changed.
         """
-        for entry in self._store.reopen():
+        waiting = [entry.number for entry in self._store.reopen()]
+        self._reprice()
+        for entry in map(self._store.__getitem__, waiting):
             if reason := self._broken(entry):
                 self._reject(entry.number, reason, entry.price)
             else:
@@ -142,14 +152,32 @@ class Study:
         entries = self._store.entries
         for entry in entries:
             self._compare(entry)
-        let_in = {e.number for e in entries if (e.reason or "").startswith("over-") and self._broken(e) is None}
+        slow = [e for e in entries if e.state == "rejected" and e.price]
+        now = self._now(slow)
+        let_in = {e.number for e in slow if self._pricing.broken(now[e.number]) is None}
         self._seen = {e.architecture.id for e in entries if e.number not in let_in and e.reason != "repeat"}
+
+    def _now(self, entries: Sequence[Entry]) -> dict[int, Mapping[str, Any]]:
+        """The prices of priced trials by number, with the latencies of the table as it is now, if there is one."""
+        prices = {e.number: e.price for e in entries if e.price}
+        if self._table is None:
+            return prices
+        timed = [e for e in entries if "ms" in (e.price or {})]
+        latencies = self._table.prices([e.architecture for e in timed])
+        return prices | {e.number: {**(e.price or {}), **latency} for e, latency in zip(timed, latencies, strict=True)}
+
+    def _reprice(self) -> None:
+        """What waits or has ended gets the latency that the table has for it now."""
+        if self._table is not None:
+            for number, price in self._now([e for e in self._store.entries if e.state in {"queued", "done"}]).items():
+                if price != self._store[number].price:
+                    self._store.reprice(number, price, self._config.limits.excess(price))
 
     def _broken(self, entry: Entry) -> str | None:
         """The limit that a priced trial breaks; the baseline is trained in any case."""
         if entry.price is None or entry.architecture.is_skeleton:
             return None
-        return self._config.limits.broken(entry.price)
+        return self._pricing.broken(entry.price)
 
     @property
     def _within_reach(self) -> bool:
@@ -160,9 +188,12 @@ class Study:
     def _step(self) -> bool:
         """One round: start what can start, wait for events, take them in. False when all is done."""
         self._start()
+        self._pricing.repeat()
         if self._wants_more():
             self._propose()
             self._start()
+        elif not self._pricing.busy and not self._stopping and not self._settle() and not self._ledger.exhausted(()):
+            self._pricing.calibrate()
         if not self._queue and not self._running and not self._pricing.under_way:
             return self._wants_more()
         if not self._running and not self._pricing.under_way and not self._may_start():
@@ -181,6 +212,31 @@ class Study:
         if self._stopping or self._exhausted or self._pricing.busy or len(self._queue) >= PRICED_AHEAD:
             return False
         return self._ledger.fits(self._elapsed(), len(self._queue))
+
+    def _settle(self) -> bool:
+        """Measure a trained architecture that a prediction has brought to the front; whether one is being measured.
+
+        So nobody's place on the front is predicted; what a measured trial dominates even at its best needs no measurement.
+        """
+        while self._unsure:
+            entry = max((self._store[number] for number in self._unsure), key=lambda e: (_map(e), -e.number))
+            price = entry.price or {}
+            if self._folders.dominated(_map(entry), price["low"]):
+                self._unsure.remove(entry.number)
+                self._folders.ended(entry, feasible=True)
+                continue
+            known = self._pricing.ask(entry.number, entry.architecture, measured=True)
+            if known is None:
+                return True
+            self._settled(entry.number, known)
+        return False
+
+    def _settled(self, number: int, price: Mapping[str, Any]) -> None:
+        """A trained architecture was predicted and is measured now."""
+        self._unsure.remove(number)
+        self._store.reprice(number, price, self._config.limits.excess(price))
+        self._compare(self._store[number])
+        self._record()
 
     def _may_start(self) -> bool:
         """The baseline always starts; another trial when it fits the budget, and nobody asked to stop."""
@@ -228,13 +284,12 @@ class Study:
             self._priced(number, price)
 
     def _priced(self, number: int, price: Mapping[str, Any]) -> None:
-        limits = self._config.limits
-        reason = limits.broken(price)
+        reason = self._pricing.broken(price)
         if reason is not None and not self._architecture(number).is_skeleton:
             self._reject(number, reason, price)
             return
         self._misses = 0
-        self._store.queue(number, price, limits.excess(price))
+        self._store.queue(number, price, self._config.limits.excess(price))
         self._queue.append(number)
 
     def _reject(self, number: int, reason: str, price: Mapping[str, Any] | None = None) -> None:
@@ -263,8 +318,13 @@ class Study:
 
     def _take_price(self, event: Event) -> None:
         told = self._pricing.take(event)
-        if isinstance(told, Priced):
+        if isinstance(told, Priced) and told.number in self._unsure:
+            self._settled(told.number, told.price)
+        elif isinstance(told, Priced):
             self._priced(told.number, told.price)
+        elif isinstance(told, Unpriced) and told.number in self._unsure:
+            self._unsure.remove(told.number)
+            log.warning("trial %d: its latency stays predicted: %s", told.number, told.reason)
         elif isinstance(told, Unpriced):
             reason = f"invalid: {told.reason}"
             self._reject(told.number, reason)
@@ -332,7 +392,7 @@ class Study:
         ended = [e for e in self._store.entries if e.state in {"done", "failed"} or (e.reason or "").startswith("invalid")]
         ended = ended[-SAME_FAILURES:]
         if len(ended) == SAME_FAILURES and all(e.reason == reason for e in ended):
-            hint = f"see {self._folder / 'trials'}"
+            hint = NOISY_HINT if UNSTABLE in reason else f"see {self._folder / 'trials'}"
             self._hopeless = StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", hint)
 
     def _stop_if_nothing_is_learned(self) -> None:
@@ -355,6 +415,9 @@ class Study:
         if entry.state != "done" or not entry.result or not entry.price:
             return
         feasible = self._config.limits.met(entry.price)
+        if feasible and entry.price.get("source") == "predicted" and self._pricing.measures:
+            self._unsure.add(entry.number)
+            return
         self._folders.ended(entry, feasible=feasible)
         if feasible:
             best = self._best
@@ -372,6 +435,10 @@ class Study:
             baseline=_point(self._store[0]) if len(self._store) else None,
             best=_point(self._best),
         )
+
+
+def _map(entry: Entry) -> float:
+    return float(entry.result["map"]) if entry.result else 0.0
 
 
 def _point(entry: Entry | None) -> tuple[float, float] | None:

@@ -1,6 +1,7 @@
 """The command line as people use it: every bad input gets one clear line and exit code 2, and nothing is left behind."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,14 @@ def nas(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["export"], ["--pick"]),
         (["space", "check", "bad.yaml"], ["bad.yaml:2"]),
         (["space", "show", "yolo11x1.yaml"], ["yolo11x1"]),
+        (["search", "--target", "cpu:torch-fp16"], ["use cpu:torch or cpu:torch-bf16"]),
+        (["search", "--target", "table:absent.csv"], ["absent.csv", "measure.py"]),
+        (["latency", "yolo11x1.yaml"], ["yolo11x1"]),
+        (["latency", "nothing"], ["no run 'nothing'"]),
+        (["latency", "--target", "cpu:torch", "yolo11n.yaml", "--imgsz", "100"], ["imgsz 100", "use 96"]),
+        (["latency", "yolo11n.yaml", "--imgsz", "64", "--target", "cpu:torch,imgsz=96"], ["names another image size"]),
+        (["latency", "yolo11n.yaml", "--pick", "knee"], ["is a model, not a run"]),
+        (["latency", "measure", "--targt", "auto"], ["--target"]),
     ],
 )
 def test_bad_input_gets_a_clear_line(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
@@ -75,6 +84,17 @@ def test_bad_input_gets_a_clear_line(tmp_path: Path, arguments: list[str], words
     for word in words:
         assert word in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"broken.yaml", "bad.yaml"}
+
+
+def test_the_latency_of_a_model_is_told_with_its_interval_and_scope(tmp_path: Path) -> None:
+    done = nas("latency", "yolo26n.yaml", "--target", "cpu:torch,imgsz=32x64", "--allow-noisy", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    name, found, *noisy, scope, size = done.stdout.splitlines()
+    assert name == "yolo26n.yaml on cpu:torch,threads=1,batch=1,imgsz=32x64"
+    assert re.fullmatch(r"\S+ ms \(\S+ to \S+\), p90 \S+ ms, \d+ runs", found) and len(noisy) < 2
+    assert scope == "The fused model from a ready input to final boxes (its head needs no NMS); pre-processing left out."
+    assert "parameters, " in size and "G multiply-adds" in size
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")

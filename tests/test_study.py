@@ -17,11 +17,12 @@ import pytest
 import sqlalchemy
 import yaml
 
+from nas import pricing as pricing_module
 from nas import study as study_module
 from nas.config import Budget, RunConfig
 from nas.errors import InfeasibleError, StoppedError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
-from nas.execution.work import PRICE, TRAIN, TrainJob
+from nas.execution.work import PRICE, TRAIN, UNSTABLE, TrainJob
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.limits import FIGURES, Limits
@@ -33,7 +34,7 @@ from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.space.architecture import model_yaml
 from nas.space.reader import read_space
-from nas.study import MAX_ATTEMPTS, SAME_FAILURES, Study
+from nas.study import MAX_ATTEMPTS, REPEAT_SECONDS, SAME_FAILURES, Study
 
 NC = 3
 SPACE = """
@@ -55,9 +56,14 @@ def name_of(model) -> str:
     return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:10]
 
 
+def row_times(model) -> dict[str, float]:
+    """ms of the two rows that any time is spent in."""
+    return {str(n): row[1] * row[3][0] * SLOWNESS[row[2]] / 100 for n, row in enumerate(model["backbone"]) if n in {6, 8}}
+
+
 def latency(model) -> float:
     """ms: 3.84 for the skeleton."""
-    return sum(row[1] * row[3][0] * SLOWNESS[row[2]] for row in (model["backbone"][6], model["backbone"][8])) / 100
+    return sum(row_times(model).values())
 
 
 def footprint(model) -> dict:
@@ -157,15 +163,18 @@ class FakeExecutor:
         if end is not None:
             return Failed(attempt.key, "ValueError: no" if end is Failed else end, seconds, "Traceback: …")
         if attempt.quiet:
-            known, ms = footprint(model), latency(model)
-            if Limits(**attempt.payload["limits"]).broken(known):
-                return Result(attempt.key, known, seconds)
-            self.timed.append(name_of(model))
-            return Result(
-                attempt.key, {"ms": ms, "p90": ms, "spread": 0.01, "runs": 9, "rough": False, "noisy": False, **known}, seconds
-            )
+            return Result(attempt.key, self._price(attempt.payload, model), seconds)
         self.finished.append(name_of(model))
         return Result(attempt.key, {"map": self.score(model), "map50": 0.5, "pid": 1}, seconds)
+
+    def _price(self, job, model) -> dict:
+        known, ms = footprint(model), latency(model)
+        if not job["timed"] or Limits(**job["limits"]).broken(known):
+            return known
+        self.timed.append(name_of(model))
+        rows = {"rows": {str(n): 1e-3 for n in range(24)} | row_times(model)} if job["rows"] else {}
+        figure = {"ms": ms, "low": ms, "high": ms, "p90": ms, "spread": 0.01, "runs": 9, "rough": False}
+        return figure | {"noisy": False, "throttled": False, "source": "measured"} | known | rows
 
     def _call(self) -> None:
         self.calls += 1
@@ -270,7 +279,8 @@ class Lab:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(study_module, "time", SimpleNamespace(monotonic=clock))
+    for module in (study_module, pricing_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
     return clock
 
 
@@ -370,6 +380,47 @@ def test_a_lost_measurement_is_tried_again(make_lab):
     assert lab.run(executor) == EVERYTHING
     assert set(Counter(executor.priced).values()) == {MAX_ATTEMPTS}
     assert {e.reason for e in lab.store.entries} <= {"invalid: worker died", "repeat"}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_unstable_latency_is_measured_again_later_and_then_given_up(make_lab, clock, times):
+    lab = make_lab(TINY)
+    shaky = lab.name(next(a for a in lab.space.enumerate() if not a.is_skeleton))
+    moments = []
+
+    def fate(attempt, count):
+        if attempt.quiet and name_of(attempt.payload["model"]) == shaky and count <= times:
+            moments.append(clock.now)
+            return f"{UNSTABLE}: the interval stays wider than 5%"
+        return None
+
+    executor = lab.executor(fate=fate)
+    assert lab.run(executor) == EVERYTHING
+    assert Counter(executor.priced)[shaky] == 2
+    assert len(moments) < 2 or moments[1] - moments[0] >= REPEAT_SECONDS
+    assert set(lab.names("done")) == lab.all() - ({shaky} if times == 2 else set())
+    reasons = [e.reason for e in lab.store.entries if lab.name(e.architecture) == shaky and e.reason != "repeat"]
+    assert reasons == [f"invalid: {UNSTABLE}: the interval stays wider than 5%" if times == 2 else None]
+
+
+def test_a_machine_that_is_never_quiet_stops_the_search(make_lab):
+    unstable = f"{UNSTABLE}: wall clock and CPU time disagree by more than 10%"
+    lab = make_lab()
+    with pytest.raises(StoppedError, match=UNSTABLE):
+        lab.run(lab.executor(fate=lambda attempt, count: unstable if attempt.quiet else None))
+    lab = make_lab(name="probe", max_latency_ms=3.0)
+    with pytest.raises(StoppedError, match="could be measured"):
+        lab.run(lab.executor(fate=lambda attempt, count: unstable if attempt.quiet else None))
+    lab = make_lab(TINY, "shaky probe", max_latency_ms=4.0)
+    assert lab.run(lab.executor(fate=lambda attempt, count: unstable if attempt.quiet and count == 1 else None)) == EVERYTHING
+    assert set(lab.names("done")) == lab.all(4.0)
+
+
+def test_whether_noise_counts_reaches_the_lane(make_lab):
+    lab = make_lab(TINY, allow_noisy=True)
+    executor = lab.executor(fate=lambda attempt, count: str(attempt.payload["allow_noisy"]) if attempt.quiet else None)
+    lab.run(executor)
+    assert {e.reason for e in lab.store.entries} <= {"invalid: True", "repeat"}
 
 
 def test_equal_failures_stop_the_search(make_lab):
@@ -617,3 +668,66 @@ def test_the_report_of_a_run(make_lab, limit):
     assert text.startswith(f"# {winner.id}: trial {winner.trial} of run run")
     expected = lab.model(entries[winner.trial].architecture)
     assert json.dumps(yaml.safe_load(text)) == json.dumps(expected)
+
+
+MEDIUM = """
+skeleton: yolo11n.yaml
+slots:
+  backbone.P4: {block: [keep, repvit, irmb], width: [0.25, 0.5, 0.75, 1.0], depth: [1, 2, 3]}
+  backbone.P5: {block: [keep, repvit, irmb], width: [0.25, 0.5, 0.75, 1.0], depth: [1, 2, 3]}
+"""
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+def test_predictions_spare_measurements_and_nobody_reaches_the_front_by_one(make_lab, limit):
+    """In a larger space most architectures are never timed; what the front shows was, and the limit is kept."""
+    lab = make_lab(MEDIUM, budget="70trials", max_latency_ms=limit)
+    executor = lab.executor()
+    lab.run(executor)
+    entries = [e for e in lab.store.entries if e.price]
+    predicted = [e for e in entries if e.price["source"] == "predicted"]
+    assert len(predicted) > 20 and len(set(executor.timed)) < 0.8 * len({e.architecture.id for e in entries})
+    assert not any("rows" in e.price for e in entries)
+    for entry in predicted:
+        truth = latency(lab.model(entry.architecture))
+        assert entry.price["low"] <= entry.price["ms"] <= entry.price["high"]
+        assert abs(entry.price["ms"] / truth - 1) < 0.25
+        if limit is not None and entry.state == "done":
+            assert entry.price["high"] <= limit
+    front = front_of(lab.records())
+    assert len(front) > 3
+    for record in front:
+        assert lab.store[record.trial].price["source"] == "measured"
+        assert record.latency_ms == latency(lab.model(lab.store[record.trial].architecture))
+    seen_by_optuna = optuna.load_study(study_name=RUNG, storage=f"sqlite:///{lab.folder / 'study.db'}").trials
+    values = {trial.number: trial.values for trial in seen_by_optuna}
+    for entry in lab.store.entries:
+        if entry.state == "done":
+            assert values[entry.number] == [entry.result["map"], entry.price["ms"]]
+            kept = (lab.folder / "trials" / f"{entry.number:04d}" / "weights.pt").is_file()
+            assert not kept  # the executor in memory writes none: nothing is left behind either
+
+
+def test_a_calibration_uses_the_idle_lane_and_its_share_of_the_budget(make_lab):
+    """Measured for predictions alone: at most a tenth of the time, and never while a worker waits for a proposal."""
+    lab = make_lab(MEDIUM, budget="200s")
+    executor = lab.executor()
+    lab.run(executor)
+    proposed = {lab.name(e.architecture) for e in lab.store.entries}
+    alone = [name for name in executor.priced if name not in proposed]
+    assert 10 <= len(alone) <= 20 + 1
+    assert executor.trained[0] == executor.priced[0] == lab.name(lab.space.baseline)
+    few = make_lab(MEDIUM, name="few", budget="20trials")
+    executor = few.executor()
+    few.run(executor)
+    assert {few.name(e.architecture) for e in few.store.entries} == set(executor.priced)
+
+
+def test_a_second_search_begins_with_what_the_first_has_measured(make_lab):
+    lab = make_lab(MEDIUM, budget="45trials")
+    lab.run(lab.executor())
+    again = make_lab(MEDIUM, name="again", budget="45trials", seed=1)
+    again.prices = lab.prices
+    executor = again.executor()
+    again.run(executor)
+    assert len(set(executor.timed)) < 30

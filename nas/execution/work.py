@@ -22,6 +22,7 @@ PRICE = "nas.execution.work:price"
 TRAIN = "nas.execution.work:train"
 TRY_WEIGHTS = "nas.execution.work:try_weights"
 SCORES = "nas.execution.work:scores"
+WRITE_PROBES = "nas.execution.work:write_probes"
 UNSTABLE = "latency unstable"
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -33,9 +34,9 @@ class PriceJob:
 
     `target` is its full name, `imgsz` the side of its image unless it names its own, `model` a resolved model YAML as a
     mapping. `limits` are those of `nas.limits.Limits`, by name: what is far over that on latency is not measured to the last
-    percent, and what is over another is not timed at all. `allow_noisy`: a figure in any case, marked and with a wider
-    interval. `rows`: profiled too. With a checkpoint of other classes a head may get another width, so `weights` count here
-    too. `blocks` are the user's block files that the model needs, as for every job.
+    percent, and what is over another is not timed at all, nor what is not to be `timed`. `allow_noisy`: a figure in any case,
+    marked and with a wider interval. `rows`: profiled too. With a checkpoint of other classes a head may get another width, so
+    `weights` count here too. `blocks` are the user's block files that the model needs, as for every job.
     """
 
     model: Mapping[str, Any]
@@ -45,6 +46,7 @@ class PriceJob:
     weights: str | None = None
     allow_noisy: bool = False
     rows: bool = False
+    timed: bool = True
     blocks: list[str] = field(default_factory=list)
 
 
@@ -103,6 +105,22 @@ class WeightsJob:
     blocks: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class ProbesJob:
+    """Write `architectures` of the search space `space` as a probe folder (`nas.latency.probes.Probes` says what the other
+    fields mean); the device has the table `table` already."""
+
+    folder: str
+    space: str
+    architectures: list[Mapping[str, Any]]
+    imgsz: list[int]
+    nc: int
+    batch: int
+    table: str
+    then: str
+    blocks: list[str] = field(default_factory=list)
+
+
 def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
     """Latency and footprint of a `PriceJob`'s model; its footprint alone where that breaks a limit. Values of weights do
     not matter: they are drawn.
@@ -121,7 +139,7 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     from nas.latency.runtimes import SESSIONS  # noqa: PLC0415
     from nas.latency.target import Target  # noqa: PLC0415
     from nas.latency.timing import timed  # noqa: PLC0415
-    from nas.yolo.build import inference_form  # noqa: PLC0415
+    from nas.yolo.build import inference_form, is_end2end  # noqa: PLC0415
     from nas.yolo.footprint import footprint  # noqa: PLC0415
 
     job = PriceJob(**payload)
@@ -132,8 +150,9 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     model = inference_form(_model(job)[0])
     shape, written_out = (target.batch, 3, target.height, target.width), target.runtime == "onnxruntime"
     known = asdict(footprint(model, shape, target.precision, attention_written_out=written_out))
+    known["end2end"] = is_end2end(model)
     limits = Limits(**job.limits)
-    if limits.broken(known):
+    if not job.timed or limits.broken(known):
         return known
     session = SESSIONS[target.kind](model, target)
     session.run()
@@ -146,6 +165,22 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     scale = latency.ms / sum(rows.values()) if rows else 1.0
     profile = {"rows": {str(row): ms * scale for row, ms in rows.items()}} if rows else {}
     return as_price(latency, known) | profile
+
+
+def write_probes(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)
+    """Write the folder of a `ProbesJob`; how many `bytes` its models have."""
+    from nas.blocks.user import load_blocks  # noqa: PLC0415
+    from nas.latency import probes  # noqa: PLC0415
+    from nas.space.architecture import Architecture  # noqa: PLC0415
+    from nas.space.reader import read_space  # noqa: PLC0415
+
+    job = ProbesJob(**payload)
+    load_blocks(*job.blocks)
+    space = read_space(Path(job.space))
+    chosen = [Architecture.from_dict(entry) for entry in job.architectures]
+    height, width = job.imgsz
+    wanted = probes.Probes(space.skeleton, chosen, (height, width), job.nc, job.batch, job.table, job.then)
+    return {"bytes": probes.write_probes(Path(job.folder), wanted, more=True, say=lambda line: report({"note": line}))}
 
 
 def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, float]:  # noqa: ARG001  (takes a second)

@@ -10,7 +10,7 @@ its temperature makes no figure. What stays in doubt is refused.
 Run as a program it needs Python 3.8, numpy and onnxruntime, measures the ONNX files that `probes.json` lists and appends a
 line for each to a CSV at once; started again it goes on where it was. Its columns, times in milliseconds:
 
-    id                 of the probe
+    id, skeleton, …    all that probes.json says of the probe but its file, so that the CSV alone is enough afterwards
     ms, low, high      the figure and its interval, see `Latency`
     p90, spread, runs  see `Latency`
     cpu_ms             CPU time of a run, with one CPU thread; otherwise empty
@@ -355,11 +355,12 @@ def main() -> int:
         import onnxruntime  # noqa: PLC0415
 
         listed = json.loads(options.probes.read_text(encoding="utf-8"))
-        probes = [(str(probe["id"]), options.probes.parent / probe["file"]) for probe in listed["probes"]]
+        probes = {str(probe["id"]): (options.probes.parent / probe.pop("file"), probe) for probe in listed["probes"]}
+        said = list(next(iter(probes.values()))[1])
         rows = int(listed.get("rows", 0))
     except ImportError as error:
         parser.error(f"{error}: pip install numpy onnxruntime")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
         parser.error(f"{options.probes}: {error!r}; give the probes.json of `nas latency probes`")
     providers = options.providers.split(",")
     if options.threads < 1:
@@ -368,19 +369,19 @@ def main() -> int:
         parser.error(f"this onnxruntime has no {missing[0]}; it has {', '.join(onnxruntime.get_available_providers())}")
     runtime = f"onnxruntime {onnxruntime.__version__} {providers[0]}"
     about = {"device": _device(), "runtime": runtime, "threads": options.threads}
-    columns = ["id", *FIGURES, *about, *(f"row_{row}" for row in range(rows))]
+    columns = [*said, *FIGURES, *about, *(f"row_{row}" for row in range(rows))]
     done = _known(options.out, columns)
-    waiting = [(name, file) for name, file in probes if name not in done]
+    waiting = [(name, file, probe) for name, (file, probe) in probes.items() if name not in done]
     _say(f"{len(waiting)} of {len(probes)} probes to measure on {about['device']}, into {options.out}")
     failed, began = 0, time.monotonic()
-    for number, (name, file) in enumerate(waiting, 1):
+    for number, (name, file, probe) in enumerate(waiting, 1):
         try:
             figures = _measured(onnxruntime, file, options.threads, providers, options.allow_noisy)
         except Exception as error:  # one that this device does not take must not keep the others from it
             failed += 1
             _say(f"{number}/{len(waiting)} {name}: {type(error).__name__}: {error}; tried again when started again")
             continue
-        _append(options.out, columns, {"id": name, **about, **{k: v for k, v in figures.items() if k in columns}})
+        _append(options.out, columns, {**probe, **about, **{k: v for k, v in figures.items() if k in columns}})
         left = (time.monotonic() - began) / number * (len(waiting) - number)
         interval = "{low:.3f} to {high:.3f}".format(**figures)
         _say(f"{number}/{len(waiting)} {name}: {figures['ms']:.3f} ms ({interval}); {left:.0f} s left")

@@ -117,12 +117,20 @@ class Database:
         with self._engine.begin() as connection:
             _put_attributes(connection, USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id, key, attributes)
             if values:
-                kind = models.TrialValueModel.TrialValueType.FINITE
-                rows = [{"trial_id": key, "objective": i, "value": v, "value_type": kind} for i, v in enumerate(values)]
-                connection.execute(sqlalchemy.insert(VALUES), rows)
+                _insert_values(connection, key, values)
             if state is not None:
                 ended = {"state": state, "datetime_complete": _utc(datetime.now().astimezone())}
                 connection.execute(sqlalchemy.update(TRIALS).where(TRIALS.c.trial_id == key).values(ended))
+
+    def correct_trial(
+        self, key: int, attributes: Mapping[str, Any], system_attributes: Mapping[str, Any], values: Sequence[float]
+    ) -> None:
+        """Replace the values of a trial (none, if it has not ended), and set these attributes."""
+        with self._engine.begin() as connection:
+            _put_attributes(connection, USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id, key, attributes)
+            _put_attributes(connection, SYSTEM_ATTRIBUTES, SYSTEM_ATTRIBUTES.c.trial_id, key, system_attributes)
+            connection.execute(sqlalchemy.delete(VALUES).where(VALUES.c.trial_id == key))
+            _insert_values(connection, key, values)
 
     def _json(self, name: str, distribution: BaseDistribution) -> str:
         """A parameter has one distribution in all trials of a study: Optuna allows no other."""
@@ -146,6 +154,13 @@ def _put_attributes(
     """Set the named attributes of one study or trial; the others stay."""
     connection.execute(sqlalchemy.delete(table).where(owner == key, table.c.key.in_(list(attributes))))
     _insert_attributes(connection, table, owner, key, attributes)
+
+
+def _insert_values(connection: sqlalchemy.Connection, key: int, values: Sequence[float]) -> None:
+    kind = models.TrialValueModel.TrialValueType.FINITE
+    rows = [{"trial_id": key, "objective": i, "value": v, "value_type": kind} for i, v in enumerate(values)]
+    if rows:
+        connection.execute(sqlalchemy.insert(VALUES), rows)
 
 
 def _insert_attributes(

@@ -165,6 +165,19 @@ class Store:
             raise RuntimeError(f"trial {number} has no price")
         self._end(entry, TrialState.COMPLETE, float(result["map"]), float(entry.price["ms"]))
 
+    def reprice(self, number: int, price: Mapping[str, Any], excess: Mapping[str, float]) -> None:
+        """Another latency of a finished or waiting trial has come to be known: Optuna's samplers learn from that one."""
+        entry = replace(self[number], price=price)
+        trial = self._memory.get_trials(deepcopy=False)[number]
+        values = [trial.values[0], float(price["ms"])] if trial.values else []
+        trial.values = values or None
+        trial.system_attrs = {n: v for n, v in trial.system_attrs.items() if n.rpartition(":")[2] not in excess}
+        for name, value in excess.items():
+            trial.set_constraint(name, value)  # which keeps the first that it was given
+        changed = _attributes(entry, since=self[number])
+        self._database.correct_trial(self._keys[number], changed, trial.system_attrs, values)
+        self._put(entry)
+
     def fail(self, number: int, seconds: float, reason: str) -> None:
         """The trial has ended without a result, after an attempt of so many seconds."""
         self._end(replace(_charged(self[number], seconds, "failed"), state="failed", reason=reason), TrialState.FAIL)

@@ -47,6 +47,11 @@ class TrialFolders:
         self._front = [known[index] for index in front_indices(*zip(*points, strict=True))]
         self._forget(e for e in known if e not in self._front and not e.architecture.is_skeleton)
 
+    def dominated(self, score: float, latency_ms: float) -> bool:
+        """Whether a trial that is on the front by now is as good and as fast."""
+        points = ((e.result["map"], e.price["ms"]) for e in self._front if e.result and e.price)
+        return any(other >= score and ms <= latency_ms for other, ms in points)
+
     def failed(self, number: int, reason: str, detail: str) -> None:
         """Keep why a trial ended without a result. Raises OSError."""
         self.state(number).unlink(missing_ok=True)

@@ -71,6 +71,26 @@ def test_what_optuna_sees_of_a_trial(make_store, space):
     assert Store(folder, create=False).entries == store.entries
 
 
+def test_a_latency_that_was_predicted_is_corrected_everywhere(make_store, space):
+    """Optuna and the samplers of this and a later session learn the measured one."""
+    folder, store = make_store()
+    for number, excess in enumerate(({"latency": 0.5}, {"latency": -1.0})):
+        store.propose(space, "random", 0, space.baseline if number == 0 else None)
+        store.queue(number, {"ms": 2.0, "source": "predicted"}, excess)
+        store.start(number)
+        store.finish(number, 1.0, RESULT)
+    store.reprice(1, {"ms": 3.5, "source": "measured"}, {"latency": 0.25})
+    untouched, corrected = read(folder).trials
+    assert (untouched.values, untouched.constraints) == ([0.25, 2.0], {"latency": 0.5})
+    assert (corrected.values, corrected.constraints) == ([0.25, 3.5], {"latency": 0.25})
+    assert corrected.user_attrs["price"] == {"ms": 3.5, "source": "measured"}
+    assert corrected.params and corrected.user_attrs["result"] == RESULT
+    remembered = store._memory.get_trials(deepcopy=False)[1]
+    assert (remembered.values, remembered.constraints) == (corrected.values, corrected.constraints)
+    assert Store(folder, create=False).entries == store.entries
+    store.propose(space, "tpe", 0)
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_the_rows_are_those_that_optuna_writes(make_store, space, tmp_path, monkeypatch, sampler):
     """Its own storage, given the same trials, puts the same into every table; in any time zone."""
