@@ -117,8 +117,16 @@ def test_no_arguments_are_answered_with_the_help(tmp_path: Path) -> None:
     [
         (["--max-latency", "1us"], ["the fastest takes", "raise --max-latency, lower --imgsz"]),
         (["--max-params", "10K"], ["the smallest has", "raise --max-params, or take a smaller skeleton"]),
-        (["--max-macs", "100K"], ["the cheapest takes", "raise --max-macs, lower --imgsz"]),
-        (["--max-size", "10kB", "--max-latency", "1s"], ["the smallest file has", "raise --max-size, or take"]),
+        pytest.param(
+            ["--max-macs", "100K"],
+            ["the cheapest takes", "raise --max-macs, lower --imgsz"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--max-size", "10kB", "--max-latency", "1s"],
+            ["the smallest file has", "raise --max-size, or take"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_nothing_feasible_is_said_before_any_training(tmp_path: Path, limit: list[str], words: list[str]) -> None:

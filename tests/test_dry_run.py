@@ -59,6 +59,7 @@ def test_what_a_trial_takes():
     assert rehearsal.trial(config, fit=3, held_out=1) == pytest.approx(1 + 5 * 0.5 + 0.02)
 
 
+@pytest.mark.slow
 def test_a_dry_run_from_the_command_line(tmp_path: Path) -> None:
     """Lines for everything, no run folder, and prices that the next dry run finds in the cache."""
     (tmp_path / "tiny.yaml").write_text(TINY)
