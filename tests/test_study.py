@@ -27,6 +27,7 @@ from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.limits import FIGURES, Limits
 from nas.outcome import records_of, summary_of, winner_of, write_report
+from nas.pricing import REPEAT_SECONDS
 from nas.review.table import front_of, picks_of
 from nas.runs.database import RUNG
 from nas.runs.folder import write_config, write_manifest
@@ -34,7 +35,7 @@ from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.space.architecture import model_yaml
 from nas.space.reader import read_space
-from nas.study import MAX_ATTEMPTS, REPEAT_SECONDS, SAME_FAILURES, Study
+from nas.study import MAX_ATTEMPTS, SAME_FAILURES, Study
 
 NC = 3
 SPACE = """
