@@ -36,8 +36,8 @@ CHOOSE_NOISE = 3  # the step from which on the noise is that which the observati
 MAX_JUDGED = 20
 # A row's time is counted in microseconds and less: nothing is known of it below this share of the whole.
 ROW_FLOOR = 4e-4
-# By how much the rows' times may miss the whole's.
-SUM_NOISE = 0.002
+# Standard deviation of the logarithm of a whole model's measured latency: what figures of a quiet machine repeat within.
+WHOLE_NOISE = 0.01
 SPREAD = Spread()
 
 
@@ -114,7 +114,7 @@ class LatencyModel:
         unsure = np.maximum(variance(rows, SPREAD) - np.sum(shared @ self._known * shared, axis=1), 0.0)
         times = np.exp(log_times)[index]
         total = times.sum(1)
-        deviation = _deviation(times / total[:, None], unsure[index], self.noise)
+        deviation = _deviation(times / total[:, None], unsure[index])
         margin = np.exp(self._factor * deviation)
         return total, total / margin, total * margin
 
@@ -178,13 +178,12 @@ class LatencyModel:
             estimate = estimate + change * min(1.0, STRIDE / largest)
             if step > CHOOSE_NOISE and largest < SETTLED:
                 break
-        precision = np.linalg.inv(expected + noise.covariance(owner, floor, len(row)))
-        self.noise = noise
+        precision: Floats = np.linalg.inv(expected + noise.covariance(owner, floor, len(row)))
         self._weights = looks.T @ weighted
         self._known = looks.T @ precision @ looks
         groups = [np.flatnonzero(owner == number) for number in range(n)]
         errors, unsure = _left_out(precision, surprise, seen, np.diag(shared), groups, index)
-        self._factor = _conformal(np.abs(errors) / _deviation(shares, unsure, noise))
+        self._factor = _conformal(np.abs(errors) / _deviation(shares, unsure))
         measured = np.exp(log_ms)
         predicted = measured * np.exp(-errors)
         mape = 100 * float(np.mean(np.abs(predicted / measured - 1)))
@@ -193,20 +192,21 @@ class LatencyModel:
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviations of the logarithms of what is measured: `model` of everything that was measured of one model, for
-    its moment may have been slow; `row` of each row besides."""
+    """Standard deviations of the logarithms of a model's profiled rows: `profile` of all of them together, for the moment may
+    have been slow, `row` of each besides."""
 
-    model: float
+    profile: float
     row: float
 
     def covariance(self, owner: Ints, floor: Floats, rows: int) -> Floats:
         """Of observations, the first `rows` of them rows, with their owners and additional variances."""
-        own = floor + np.where(np.arange(len(owner)) < rows, self.row**2, SUM_NOISE**2)
-        result: Floats = self.model**2 * (owner[:, None] == owner[None, :]) + np.diag(own)
+        is_row = np.arange(len(owner)) < rows
+        result: Floats = np.diag(floor + np.where(is_row, self.row**2, WHOLE_NOISE**2))
+        result += self.profile**2 * ((owner[:, None] == owner[None, :]) & is_row[:, None] & is_row[None, :])
         return result
 
 
-NOISES = tuple(Noise(model, row) for model in (0.005, 0.01, 0.02, 0.04, 0.08) for row in (0.02, 0.04, 0.08))
+NOISES = tuple(Noise(profile, row) for profile in (0.01, 0.03, 0.08) for row in (0.03, 0.06, 0.12))
 
 
 def _likeliest_noise(expected: Floats, surprise: Floats, owner: Ints, floor: Floats, rows: int) -> Noise:
@@ -266,9 +266,9 @@ def _left_out(
     return errors, np.maximum(unsure, 0.0)
 
 
-def _deviation(shares: Floats, unsure: Floats, noise: Noise) -> Floats:
+def _deviation(shares: Floats, unsure: Floats) -> Floats:
     """Standard deviation of the logarithm of a measured sum whose terms have these shares and variances of the logarithm."""
-    deviation: Floats = np.sqrt(noise.model**2 + np.sum(shares**2 * unsure, axis=1))
+    deviation: Floats = np.sqrt(WHOLE_NOISE**2 + np.sum(shares**2 * unsure, axis=1))
     return deviation
 
 
