@@ -1,6 +1,6 @@
 """Latency of architectures that nobody has measured, with an interval, from a few dozen that somebody has.
 
-A model's latency is taken as the sum of its rows' times. The logarithm of a row's time is a Gaussian process: rows of one
+A model's latency is taken as the sum of its rows' times, but for a small power of it that is fitted to whole models. The logarithm of a row's time is a Gaussian process: rows of one
 module (a block, or a stock layer) share a power law of channels, depth, resolution, heads and knobs with slopes drawn around
 what convolutions cost, and differ smoothly from it; a layer has an offset of its own. What was measured enters as it comes:
 times of rows, where the runtime has a profile, and latencies of whole models, whose logarithm is linearised around the
@@ -38,6 +38,8 @@ MAX_JUDGED = 20
 ROW_FLOOR = 4e-4
 # Standard deviation of the logarithm of a whole model's measured latency: what figures of a quiet machine repeat within.
 WHOLE_NOISE = 0.01
+# Standard deviations of what a whole model takes beside its rows: a factor, and how it changes with the model's size (caches).
+BESIDE, BESIDE_SLOPE = 0.05, 0.1
 SPREAD = Spread()
 
 
@@ -114,9 +116,9 @@ class LatencyModel:
         unsure = np.maximum(variance(rows, SPREAD) - np.sum(shared @ self._known * shared, axis=1), 0.0)
         times = np.exp(log_times)[index]
         total = times.sum(1)
-        deviation = _deviation(times / total[:, None], unsure[index])
-        margin = np.exp(self._factor * deviation)
-        return total, total / margin, total * margin
+        margin = np.exp(self._factor * _deviation(times / total[:, None], unsure[index]))
+        ms = total * np.exp(_size(total, self._typical) @ self._correction)
+        return ms, ms / margin, ms * margin
 
     def to_dict(self) -> dict[str, Any]:
         """The observations as plain data, from which the same model follows."""
@@ -170,6 +172,8 @@ class LatencyModel:
             surprise = np.append(log_row - prior[row], log_ms - np.log(total) + whole @ (estimate - prior))
             seen = np.concatenate([shared[row], whole @ shared])
             expected = np.concatenate([seen[:, row], seen @ whole.T], axis=1)
+            size = _size(total, typical := float(np.mean(np.log(total))))
+            expected[len(row) :, len(row) :] += size @ size.T
             if step == CHOOSE_NOISE:
                 noise = _likeliest_noise(expected, surprise, owner, floor, len(row))
             weighted = np.linalg.solve(expected + noise.covariance(owner, floor, len(row)), surprise)
@@ -180,6 +184,7 @@ class LatencyModel:
                 break
         precision: Floats = np.linalg.inv(expected + noise.covariance(owner, floor, len(row)))
         self._weights = looks.T @ weighted
+        self._typical, self._correction = typical, size.T @ weighted[len(row) :]
         self._known = looks.T @ precision @ looks
         groups = [np.flatnonzero(owner == number) for number in range(n)]
         errors, unsure = _left_out(precision, surprise, seen, np.diag(shared), groups, index)
@@ -264,6 +269,11 @@ def _left_out(
         mine = pull[np.ix_(own, index[number])]
         unsure[number] = known[index[number]] + np.sum(mine * (spread @ mine), axis=0)
     return errors, np.maximum(unsure, 0.0)
+
+
+def _size(total: Floats, typical: float) -> Floats:
+    """Features of the correction of whole models, (n, 2), each as large as its coefficient is believed to be."""
+    return np.stack([np.full(len(total), BESIDE), BESIDE_SLOPE * (np.log(total) - typical)], axis=1)
 
 
 def _deviation(shares: Floats, unsure: Floats) -> Floats:
