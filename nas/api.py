@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,50 +90,52 @@ def search(
     Raises:
         NasError: see its children; nothing is lost by it.
     """
-    if device not in {"auto", "cpu", "cuda"}:
-        raise InputError(f"unknown device '{device}'", "give auto, cpu or cuda")
-    gpus = cuda_devices() if device != "cpu" else 0
-    if device == "cuda" and gpus == 0:
-        raise UnreachableError("--device cuda: no CUDA device found", "use --device cpu")
-    if not 0 < gpus_per_trial <= 1:
-        raise InputError(f"--gpus-per-trial {gpus_per_trial:g}", "give a share above 0 and up to 1, for example 0.25")
-    if gpus_per_trial < 1 and not gpus:
-        raise InputError(f"--gpus-per-trial {gpus_per_trial:g}: proxies do not train on a GPU", "leave it out")
-    path, files = find_space(str(space)), _paths(blocks)
-    own = load_blocks(*files)
-    asked = read_space(path)
-    dataset = _dataset(BUILT_IN if data is None else str(data), asked.skeleton)
-    checkpoint = None if weights is None else _checkpoint(weights)
-    imgsz = _image_size(target, asked.skeleton, imgsz, 192 if data is None else 640)
-    measured_on, note = _target(target, imgsz)
-    config = RunConfig(
-        data=BUILT_IN if data is None else str(dataset.yaml),
-        space=str(space),
+    asked = _check(
+        data=data,
+        space=space,
         budget=budget,
-        target=str(measured_on),
+        max_latency=max_latency,
+        max_params=max_params,
+        max_macs=max_macs,
+        max_size=max_size,
+        target=target,
         imgsz=imgsz,
-        sampler=sampler,
+        device=device,
         executor=executor,
-        workers=workers if workers is not None else default_workers(gpus, gpus_per_trial),
-        device="cuda" if gpus else "cpu",
+        workers=workers,
+        gpus_per_trial=gpus_per_trial,
+        sampler=sampler,
         seed=seed,
+        weights=weights,
         allow_noisy=allow_noisy,
-        weights=None if checkpoint is None else str(checkpoint),
-        **parse_limits(max_latency, max_params, max_macs, max_size),
+        blocks=blocks,
         **settings,
     )
-    _admit(own, asked)
     command = command or "nas.search(…)"
     folder = folders.new_folder(name)
     with folders.removed_on_failure(folder), writing(folder):
-        folders.write_space(folder, path)
-        if own:
-            folders.write_blocks(folder, own, files)
-        folders.write_config(folder, config, command)
-        digest = None if checkpoint is None else _digest(checkpoint)
-        folders.write_manifest(folder, dataset.digest, dataset.names, measured_on.stamp(), digest)
+        folders.write_space(folder, asked.space_file)
+        if asked.own:
+            folders.write_blocks(folder, asked.own, asked.files)
+        folders.write_config(folder, asked.config, command)
+        dataset, machine = asked.dataset, Target.parse(asked.config.target).stamp()
+        folders.write_manifest(folder, dataset.digest, dataset.names, machine, asked.digest)
     with folders.removed_on_failure(folder, StartError):
-        return run_session(folder, config, dataset, progress or Quiet(), command, [note])
+        return run_session(folder, asked.config, dataset, progress or Quiet(), command, [asked.note])
+
+
+def dry_run(*, progress: Progress, **options: Any) -> list[str]:
+    """What a search with these options of `search`, all of them, would find and could afford, in lines; see `nas.dry_run`.
+
+    Raises:
+        NasError: as the search would before it begins.
+    """
+    from nas.dry_run import forecast  # noqa: PLC0415  (a search pays for its own imports)
+
+    asked = _check(**options)
+    blocks = [str(path.absolute()) for path in asked.files]
+    lines = forecast(asked.config, asked.space, asked.dataset, blocks, asked.digest, progress.say)
+    return [asked.note, *lines]
 
 
 def resume(
@@ -244,6 +246,80 @@ def reprice(
     if max_latency is not None:
         limits = replace(limits, ms=parse_latency(max_latency))
     return repriced(found, measured_on, limits, say)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a search was asked to do, all of it checked."""
+
+    config: RunConfig
+    space_file: Path
+    space: SearchSpace
+    files: list[Path]
+    own: list[BlockSpec]
+    dataset: Dataset
+    digest: str | None
+    note: str
+
+
+def _check(
+    *,
+    data: str | Path | None,
+    space: str | Path,
+    budget: str,
+    max_latency: str | None,
+    max_params: str | None,
+    max_macs: str | None,
+    max_size: str | None,
+    target: str,
+    imgsz: int | None,
+    device: str,
+    executor: str,
+    workers: int | None,
+    gpus_per_trial: float,
+    sampler: str,
+    seed: int,
+    weights: str | Path | None,
+    allow_noisy: bool,
+    blocks: str | Path | Sequence[str | Path],
+    **settings: Any,
+) -> _Asked:
+    """Everything that can be wrong with what was asked, before anything is written. Raises NasError."""
+    if device not in {"auto", "cpu", "cuda"}:
+        raise InputError(f"unknown device '{device}'", "give auto, cpu or cuda")
+    gpus = cuda_devices() if device != "cpu" else 0
+    if device == "cuda" and gpus == 0:
+        raise UnreachableError("--device cuda: no CUDA device found", "use --device cpu")
+    if not 0 < gpus_per_trial <= 1:
+        raise InputError(f"--gpus-per-trial {gpus_per_trial:g}", "give a share above 0 and up to 1, for example 0.25")
+    if gpus_per_trial < 1 and not gpus:
+        raise InputError(f"--gpus-per-trial {gpus_per_trial:g}: proxies do not train on a GPU", "leave it out")
+    path, files = find_space(str(space)), _paths(blocks)
+    own = load_blocks(*files)
+    asked = read_space(path)
+    dataset = _dataset(BUILT_IN if data is None else str(data), asked.skeleton)
+    checkpoint = None if weights is None else _checkpoint(weights)
+    imgsz = _image_size(target, asked.skeleton, imgsz, 192 if data is None else 640)
+    measured_on, note = _target(target, imgsz)
+    config = RunConfig(
+        data=BUILT_IN if data is None else str(dataset.yaml),
+        space=str(space),
+        budget=budget,
+        target=str(measured_on),
+        imgsz=imgsz,
+        sampler=sampler,
+        executor=executor,
+        workers=workers if workers is not None else default_workers(gpus, gpus_per_trial),
+        device="cuda" if gpus else "cpu",
+        seed=seed,
+        allow_noisy=allow_noisy,
+        weights=None if checkpoint is None else str(checkpoint),
+        **parse_limits(max_latency, max_params, max_macs, max_size),
+        **settings,
+    )
+    _admit(own, asked)
+    digest = None if checkpoint is None else _digest(checkpoint)
+    return _Asked(config, path, asked, files, list(own), dataset, digest, note)
 
 
 def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:

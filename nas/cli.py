@@ -46,6 +46,15 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class _LatencyGroup(_Group):
+    """A group whose first argument may be a model or a run: then it means `measure`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["measure", *args]
+        return super().parse_args(ctx, args)
+
+
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="yolo-placement-search", prog_name="nas")
 def cli() -> None:
@@ -90,6 +99,7 @@ _allow_noisy = click.option(
     metavar="RUN",
     help="Go on with a run; --budget, --max-…, --workers, --executor and --allow-noisy may change.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what there is to choose from and what the budget buys; train nothing.")
 @click.option("--add-budget", metavar="BUDGET", help="With --resume: so much more.")
 @click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
 @click.pass_context
@@ -103,7 +113,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
     from nas.review.progress import progress  # noqa: PLC0415
     from nas.runs.folder import command_line, resume_command  # noqa: PLC0415
 
-    quiet, again, add = options.pop("quiet"), options.pop("resume"), options.pop("add_budget")
+    quiet, again, add, dry = (options.pop(name) for name in ("quiet", "resume", "add_budget", "dry_run"))
     settings = parse_settings(options.pop("settings"))
     named = {name: options.pop(name) for name in ("epochs", "fraction")}
     settings |= {name: value for name, value in named.items() if value is not None}
@@ -111,8 +121,14 @@ def search(ctx: click.Context, /, **options: Any) -> None:
     if again is None:
         if add is not None:
             raise InputError("--add-budget needs --resume RUN", "for a new search use --budget")
+        if dry:
+            del options["name"]
+            click.echo("\n".join(api.dry_run(**options, **settings, progress=view)))
+            return
         run = api.search(**options, **settings, command=command_line(), progress=view)
     else:
+        if dry:
+            raise InputError("--dry-run is for a new search", f"leave out --resume {again}")
         given = {k for k in options if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
         given |= set(settings)
         limits = {"max_latency", "max_params", "max_macs", "max_size"}
@@ -172,9 +188,24 @@ def export(run: str | None, pick: str) -> None:
         click.echo(path)
 
 
-@cli.group()
+@cli.group(cls=_LatencyGroup)
 def latency() -> None:
-    """Latencies of other devices."""
+    """Measure the latency of a model: `nas latency yolo11n.yaml`, `nas latency RUN --pick knee`."""
+
+
+@latency.command("measure")
+@click.argument("what", metavar="YAML|RUN")
+@click.option("--target", help="See the README.  [default: auto; of a run its own]")
+@click.option("--imgsz", metavar="SIZE", help="640, or height x width: 384x640.  [default: 640; of a run its own]")
+@click.option("--pick", help="Of a run: knee, fastest, best, an architecture id or a trial number.  [default: its winner]")
+@_allow_noisy
+@_blocks
+def latency_measure(what: str, **options: Any) -> None:
+    """Measure a model YAML, also one of Ultralytics, by name or path, or a trial of a run; "measure" may be left out."""
+    from nas.quote import quote  # noqa: PLC0415
+
+    for line in quote(what, **options).lines:
+        click.echo(line)
 
 
 @latency.command("probes")

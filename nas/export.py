@@ -50,7 +50,7 @@ def write_winner(
         "placements",
         *placement,
         f"proxy {summary.metric} {score} on the {summary.split} of {printable(summary.data)} after {fidelity}",
-        f"latency {latency} on {summary.target} at {summary.imgsz} px",
+        f"latency {latency} on {summary.measured_on}",
         "",
         "it needs:    nas, from its own repository; its distribution is yolo-placement-search (not `pip install nas`)",
         "train it:    import nas.yolo                # teaches Ultralytics the blocks below",

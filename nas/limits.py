@@ -21,12 +21,19 @@ class Figure(NamedTuple):
     by_image: bool
 
 
+def _digits(number: float) -> str:
+    """To four digits: 2.5, 12.34, 1,200."""
+    return f"{number:.4g}" if number < 1000 else f"{number:,.0f}"
+
+
 # What is known before anything is timed comes first: which limit is said to be broken must not depend on what was timed.
 FIGURES: Mapping[str, Figure] = {
-    "params": Figure("params", "--max-params", lambda n: f"{n / 1e6:.3g} M parameters", "the smallest has", by_image=False),
-    "gmacs": Figure("macs", "--max-macs", lambda n: f"{n:.3g} GMACs", "the cheapest takes", by_image=True),
-    "size_mb": Figure("size", "--max-size", lambda n: f"{n:.3g} MB", "the smallest file has", by_image=False),
-    "ms": Figure("latency", "--max-latency", lambda n: f"{n:.3g} ms", "the fastest takes", by_image=True),
+    "params": Figure(
+        "params", "--max-params", lambda n: f"{_digits(n / 1e6)} M parameters", "the smallest has", by_image=False
+    ),
+    "gmacs": Figure("macs", "--max-macs", lambda n: f"{_digits(n)} GMACs", "the cheapest takes", by_image=True),
+    "size_mb": Figure("size", "--max-size", lambda n: f"{_digits(n)} MB", "the smallest file has", by_image=False),
+    "ms": Figure("latency", "--max-latency", lambda n: f"{_digits(n)} ms", "the fastest takes", by_image=True),
 }
 
 

@@ -31,6 +31,7 @@ from nas.space.search_space import SearchSpace
 log = logging.getLogger("nas")
 
 MAX_MEASUREMENTS = 3
+NOISY_HINT = "let the machine come to rest, or resume with --allow-noisy"
 # A machine that was not quiet is left alone for so long before the measurement is repeated, once.
 REPEAT_SECONDS = 20.0
 POLL_SECONDS = 0.5
@@ -170,7 +171,7 @@ class Pricing:
             return
         while (architecture := self._estimator.wanted()) is not None:
             if self._recall(architecture) is None:
-                self._start(_Asked(None, architecture))
+                self._start(_Asked(None, architecture), whole=True)
                 return
 
     def owns(self, event: Event) -> bool:
@@ -218,7 +219,7 @@ class Pricing:
         found: list[tuple[str, Price]] = []
         trouble = "nothing was measured"
         for architecture in (self._space.baseline, *self._space.smallest(self._config.imgsz)):
-            price = self._now(architecture, wait)
+            price = self.now(architecture, wait)
             if isinstance(price, str):
                 trouble = price
             elif limits.met(price) or self.broken(price) == NEAR:
@@ -228,10 +229,11 @@ class Pricing:
             if self.stopping:
                 return
         if not found:
-            raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", "see workers/lane.log")
+            hint = NOISY_HINT if trouble.startswith(UNSTABLE) else "see workers/lane.log"
+            raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", hint)
         raise infeasible(limits, self._config.target, self._config.imgsz, found)
 
-    def _now(self, architecture: Architecture, wait: Callable[[], None]) -> Price | str:
+    def now(self, architecture: Architecture, wait: Callable[[], None]) -> Price | str:
         """The price of an architecture, waiting for the lane; a reason in words where it has none."""
         if known := self._recall(architecture):
             return known
@@ -276,9 +278,9 @@ class Pricing:
     def _key(self, model: Mapping[str, Any]) -> str:
         return model_key(model, self._config.imgsz)
 
-    def _start(self, asked: _Asked) -> str:
-        # The baseline stands in every report, and a calibration speaks of all: both are measured well also far over the limit.
-        whole = asked.architecture.is_skeleton or asked.number is None
+    def _start(self, asked: _Asked, *, whole: bool = False) -> str:
+        # The baseline stands in every report, and a calibration speaks of all: both are measured well also far over the limits.
+        whole = whole or asked.architecture.is_skeleton
         job = PriceJob(
             self.model(asked.architecture),
             self._config.target if self._table is None else self._table.stand_in,

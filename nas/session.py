@@ -79,12 +79,12 @@ def run_session(
         try:
             with _keeping_results(folder, store, tables):
                 store.put_fact("stopped_because", None)
-                with contextlib.closing(_executor(config, folder)) as executor, progress:
+                with contextlib.closing(open_executor(config, folder)) as executor, progress:
                     for note in notes:
                         progress.say(note)
                     if config.weights is not None:
                         model = model_yaml(space.skeleton, space.baseline, dataset.nc)
-                        fitting, seconds = _try_weights(WeightsJob(model, config.weights, blocks), executor, folder)
+                        fitting, seconds = try_weights(WeightsJob(model, config.weights, blocks), executor, folder)
                         store.add_seconds(lane=seconds)
                         log.info(fitting)
                         progress.say(fitting)
@@ -96,7 +96,7 @@ def run_session(
                         executor=executor,
                         prices=prices,
                         ledger=ledger,
-                        jobs=_jobs(config, dataset, blocks),
+                        jobs=training_jobs(config, dataset, blocks),
                         folder=folder,
                         watch=watch,
                         record=tables.outdate,
@@ -149,7 +149,7 @@ def _report(folder: Path, store: Store, tables: Tables) -> None:
         tables.write()
 
 
-def _try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str, float]:
+def try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str, float]:
     """What a checkpoint gives to the unmodified skeleton, in words, and the seconds that it took to find out.
 
     Raises:
@@ -167,7 +167,8 @@ def _try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str
     return f"the skeleton: {count} of {of} tensors from {Path(job.weights).name}", event.seconds
 
 
-def _jobs(config: RunConfig, dataset: Dataset, blocks: list[str]) -> Callable[[dict[str, Any]], TrainJob]:
+def training_jobs(config: RunConfig, dataset: Dataset, blocks: list[str]) -> Callable[[dict[str, Any]], TrainJob]:
+    """A function from a model YAML to the job that trains a proxy of it."""
     threads = threads_per_worker(config.workers, config.device)
 
     def job(model: dict[str, Any]) -> TrainJob:
@@ -193,7 +194,8 @@ def _jobs(config: RunConfig, dataset: Dataset, blocks: list[str]) -> Callable[[d
     return job
 
 
-def _executor(config: RunConfig, folder: Path) -> Executor:
+def open_executor(config: RunConfig, folder: Path) -> Executor:
+    """The executor that a configuration asks for; its workers log to `folder`."""
     environments = worker_environment(config.workers, config.device)
     target = Target.parse(config.target)
     lane = worker_environment(1, target.device, threads=target.threads)[0]

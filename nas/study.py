@@ -19,10 +19,10 @@ from typing import Any
 from nas.config import RunConfig
 from nas.errors import NasError, StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
-from nas.execution.work import TRAIN, TrainJob
+from nas.execution.work import TRAIN, UNSTABLE, TrainJob
 from nas.latency.cache import LatencyCache
 from nas.latency.table import TablePrices
-from nas.pricing import POLL_SECONDS, Priced, Pricing, Unpriced
+from nas.pricing import NOISY_HINT, POLL_SECONDS, Priced, Pricing, Unpriced
 from nas.review.progress import Status
 from nas.review.record import metric_of
 from nas.runs.ledger import Ledger
@@ -392,7 +392,7 @@ class Study:
         ended = [e for e in self._store.entries if e.state in {"done", "failed"} or (e.reason or "").startswith("invalid")]
         ended = ended[-SAME_FAILURES:]
         if len(ended) == SAME_FAILURES and all(e.reason == reason for e in ended):
-            hint = f"see {self._folder / 'trials'}"
+            hint = NOISY_HINT if UNSTABLE in reason else f"see {self._folder / 'trials'}"
             self._hopeless = StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", hint)
 
     def _stop_if_nothing_is_learned(self) -> None:

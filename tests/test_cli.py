@@ -1,6 +1,7 @@
 """The command line as people use it: every bad input gets one clear line and exit code 2, and nothing is left behind."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,11 @@ def nas(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["search", "--max-latency", "2"], ["'2' has no unit", "2ms"]),
         (["search", "--max-latency", "-1ms"], ["greater than 0"]),
         (["search", "--max-latency=-1ms"], ["greater than 0"]),
+        (["search", "--max-params", "3"], ["'3' has no unit", "3M"]),
+        (["search", "--max-macs", "4Q"], ["unknown unit", "4G"]),
+        (["search", "--max-size", "10"], ["'10' has no unit", "10MB"]),
+        (["search", "--dry-run", "--budget", "64"], ["'64' has no unit"]),
+        (["search", "--dry-run", "--resume", "search"], ["--dry-run is for a new search"]),
         (["search", "data=coco8.yaml"], ["did you mean --data coco8.yaml?"]),
         (["search", "budget=2h"], ["did you mean --budget 2h?"]),
         (["search", "--data", "absent.yaml"], ["absent.yaml"]),
@@ -58,6 +64,14 @@ def nas(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["export"], ["--pick"]),
         (["space", "check", "bad.yaml"], ["bad.yaml:2"]),
         (["space", "show", "yolo11x1.yaml"], ["yolo11x1"]),
+        (["search", "--target", "cpu:torch-fp16"], ["use cpu:torch or cpu:torch-bf16"]),
+        (["search", "--target", "table:absent.csv"], ["absent.csv", "measure.py"]),
+        (["latency", "yolo11x1.yaml"], ["yolo11x1"]),
+        (["latency", "nothing"], ["no run 'nothing'"]),
+        (["latency", "--target", "cpu:torch", "yolo11n.yaml", "--imgsz", "100"], ["imgsz 100", "use 96"]),
+        (["latency", "yolo11n.yaml", "--imgsz", "64", "--target", "cpu:torch,imgsz=96"], ["names another image size"]),
+        (["latency", "yolo11n.yaml", "--pick", "knee"], ["is a model, not a run"]),
+        (["latency", "measure", "--targt", "auto"], ["--target"]),
     ],
 )
 def test_bad_input_gets_a_clear_line(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
@@ -70,6 +84,17 @@ def test_bad_input_gets_a_clear_line(tmp_path: Path, arguments: list[str], words
     for word in words:
         assert word in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"broken.yaml", "bad.yaml"}
+
+
+def test_the_latency_of_a_model_is_told_with_its_interval_and_scope(tmp_path: Path) -> None:
+    done = nas("latency", "yolo26n.yaml", "--target", "cpu:torch,imgsz=32x64", "--allow-noisy", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    name, found, *noisy, scope, size = done.stdout.splitlines()
+    assert name == "yolo26n.yaml on cpu:torch,threads=1,batch=1,imgsz=32x64"
+    assert re.fullmatch(r"\S+ ms \(\S+ to \S+\), p90 \S+ ms, \d+ runs", found) and len(noisy) < 2
+    assert scope == "The fused model from a ready input to final boxes (its head needs no NMS); pre-processing left out."
+    assert "parameters, " in size and "G multiply-adds" in size
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
@@ -87,10 +112,28 @@ def test_no_arguments_are_answered_with_the_help(tmp_path: Path) -> None:
     assert done.stdout.startswith("Usage:")
 
 
-def test_nothing_feasible_is_said_before_any_training(tmp_path: Path) -> None:
-    done = nas("search", "--space", "demo", "--imgsz", "32", "--max-latency", "1us", "--budget", "1min", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (["--max-latency", "1us"], ["the fastest takes", "raise --max-latency, lower --imgsz"]),
+        (["--max-params", "10K"], ["the smallest has", "raise --max-params, or take a smaller skeleton"]),
+        pytest.param(
+            ["--max-macs", "100K"],
+            ["the cheapest takes", "raise --max-macs, lower --imgsz"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--max-size", "10kB", "--max-latency", "1s"],
+            ["the smallest file has", "raise --max-size, or take"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_nothing_feasible_is_said_before_any_training(tmp_path: Path, limit: list[str], words: list[str]) -> None:
+    done = nas("search", "--space", "demo", "--imgsz", "32", "--allow-noisy", "--budget", "1min", *limit, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
-    assert "the fastest takes" in done.stderr
+    for word in ("the fastest takes", *words):
+        assert word in done.stderr
     assert "done" not in (tmp_path / "results" / "search" / "search.log").read_text()
 
 

@@ -152,7 +152,7 @@ def test_budgets_of_two_kinds_do_not_add():
 
 
 def test_config_reads_back():
-    config = RunConfig(**CONFIG, max_latency_ms=2.5, imgsz=160, seed=7, sampler="random")
+    config = RunConfig(**CONFIG, max_latency_ms=2.5, imgsz=160, seed=7, sampler="random", allow_noisy=True)
     assert RunConfig.from_dict(config.to_dict(), Path("run.yaml")) == config
 
 
@@ -163,6 +163,8 @@ def test_config_reads_back():
         ({"imgsz": 0}, "imgsz is 0"),
         ({"imgsz": "640"}, "imgsz is '640'"),
         ({"epochs": True}, "epochs is True"),
+        ({"allow_noisy": "yes"}, "allow_noisy is 'yes'\n  give true or false"),
+        ({"allow_noisy": 1}, "allow_noisy is 1"),
         ({"epochs": 0}, "epochs is 0"),
         ({"batch": 1.5}, "batch is 1.5"),
         ({"workers": -1}, "workers is -1"),

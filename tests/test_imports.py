@@ -17,11 +17,13 @@ FILES = sorted((ROOT / "nas").rglob("*.py"))
 COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits"}
 ARROWS = {
     "nas": {"api", "blocks"},
-    "cli": {"api", "blocks", "review", "runs", "yolo"},
-    "api": {"blocks", "run", "reprice", "session", "devices", "latency", "review", "runs", "dataset", "hardware"},
+    "cli": {"api", "blocks", "quote", "review", "runs", "yolo"},
+    "api": {"blocks", "run", "reprice", "session", "dry_run", "devices", "latency", "review", "runs", "dataset", "hardware"},
     "reprice": {"advice", "run", "outcome", "execution", "latency", "review", "runs", "hardware", "cache"},
     "devices": {"advice", "execution", "latency", "runs"},
     "advice": {"latency", "review", "runs", "search"},
+    "quote": {"blocks", "execution", "latency", "outcome", "run", "runs"},
+    "dry_run": {"session", "devices", "pricing", "execution", "latency", "review", "dataset", "cache"},
     "run": {"outcome", "export", "review", "runs"},
     "session": {
         "devices",

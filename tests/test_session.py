@@ -81,7 +81,7 @@ def run(tmp_path, monkeypatch):
     dataset = Dataset(Path("d.yaml"), tmp_path, ("cell",), (), (), (), "digest", (), ())
 
     def session_of(end: Callable[[int, Attempt], Event]):
-        monkeypatch.setattr(session, "_executor", lambda config, folder: Instant(end))
+        monkeypatch.setattr(session, "open_executor", lambda config, folder: Instant(end))
         return session.run_session(folder, config, dataset, Quiet(), "nas search")
 
     session_of.folder, session_of.config = folder, config

@@ -139,7 +139,7 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     from nas.latency.runtimes import SESSIONS  # noqa: PLC0415
     from nas.latency.target import Target  # noqa: PLC0415
     from nas.latency.timing import timed  # noqa: PLC0415
-    from nas.yolo.build import inference_form  # noqa: PLC0415
+    from nas.yolo.build import inference_form, is_end2end  # noqa: PLC0415
     from nas.yolo.footprint import footprint  # noqa: PLC0415
 
     job = PriceJob(**payload)
@@ -150,6 +150,7 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     model = inference_form(_model(job)[0])
     shape, written_out = (target.batch, 3, target.height, target.width), target.runtime == "onnxruntime"
     known = asdict(footprint(model, shape, target.precision, attention_written_out=written_out))
+    known["end2end"] = is_end2end(model)
     limits = Limits(**job.limits)
     if not job.timed or limits.broken(known):
         return known

@@ -59,7 +59,7 @@ class LatencyCache:
     def put(self, key: str, price: dict[str, Any]) -> None:
         """Keep a price (see `as_price`); for other runs only if it was measured, in full and in a quiet moment."""
         self._known[key] = price
-        if "ms" in price and price["spread"] <= MAX_SPREAD and not price["rough"] and not price["noisy"]:
+        if "ms" in price and price["spread"] <= MAX_SPREAD and not price["rough"] and not price.get("noisy"):
             # A home that cannot be written costs the next run some measuring, not this one its search.
             with contextlib.suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,8 +51,8 @@ class Estimator:
 
     @property
     def open(self) -> bool:
-        """Whether another measurement would still make it better."""
-        return len(self._seen) < MAX_COUNT
+        """Whether another measurement would still make it better; never where so few architectures are sooner measured all."""
+        return len(self._seen) < MAX_COUNT < self._space.size
 
     def add(self, architecture: Architecture, price: Mapping[str, Any]) -> None:
         """Learn from a measured price; `rows`, where it has them, are the ms of each row of the model YAML."""
@@ -76,7 +76,7 @@ class Estimator:
 
     def estimate(self, architecture: Architecture) -> Estimate | None:
         """The latency of an architecture; None while too little was measured."""
-        if len(self._seen) >= max(MIN_COUNT, GROWTH * self._fitted):
+        if self._space.size > MAX_COUNT and len(self._seen) >= max(MIN_COUNT, GROWTH * self._fitted):
             self.model = LatencyModel.fit(self._space.skeleton, list(self._seen.values()))
             self._fitted = len(self._seen)
         if self.model is None:

@@ -29,12 +29,12 @@ class Spread:
 
     all_level: float = 2.0
     all_slope: float = 0.3
-    family_level: float = 1.0
+    family_level: float = 0.5
     family_slope: float = 0.3
-    family_bend: float = 0.15
-    family_reach: float = 2.0
+    family_bend: float = 0.25
+    family_reach: float = 1.5
     layer_level: float = 0.15
-    layer_bend: float = 0.05
+    layer_bend: float = 0.1
     layer_reach: float = 1.0
 
 

@@ -31,10 +31,13 @@ LEVEL = 0.9
 MIN_OBSERVATIONS = 3
 # Rows of the first so many observations that have some; further ones enter as whole models, which bounds the time of a fit.
 MAX_PROFILED = 40
-STEPS, SETTLED = 12, 1e-4
-# Standard deviations of the logarithm of what is measured: of a whole model, of a row, and of a row by the share of the
-# whole below which a profile does not see it (it counts in microseconds).
-WHOLE_NOISE, ROW_NOISE, ROW_FLOOR = 0.01, 0.03, 4e-4
+STEPS, STRIDE, SETTLED = 20, 1.0, 1e-3
+CHOOSE_NOISE = 3  # the step from which on the noise is that which the observations show
+MAX_JUDGED = 20
+# A row's time is counted in microseconds and less: nothing is known of it below this share of the whole.
+ROW_FLOOR = 4e-4
+# Standard deviation of the logarithm of a whole model's measured latency: what figures of a quiet machine repeat within.
+WHOLE_NOISE = 0.01
 SPREAD = Spread()
 
 
@@ -152,13 +155,13 @@ class LatencyModel:
         self._level = float(np.mean(log_ms - np.log(np.exp(prior)[index].sum(1))))
         prior += self._level
         shared = covariance(self._rows, self._rows, SPREAD)
-        owner, row, log_row, noise = _profiled(self.observations, index)
-        noise = np.append(noise, np.full(n, WHOLE_NOISE**2))
-        looks = np.zeros((len(row) + n, len(kinds)))  # how each observation changes with each row's logarithm
+        owner, row, log_row, floor = _profiled(self.observations, index)
+        owner, floor = np.append(owner, np.arange(n)), np.append(floor, np.zeros(n))
+        looks = np.zeros((len(owner), len(kinds)))  # how each observation changes with each row's logarithm
         looks[np.arange(len(row)), row] = 1.0
         whole = looks[len(row) :]
-        estimate = prior.copy()
-        for _ in range(STEPS):
+        noise, estimate = NOISES[len(NOISES) // 2], prior
+        for step in range(STEPS):
             times = np.exp(estimate)[index]
             total = times.sum(1)
             shares = times / total[:, None]
@@ -166,13 +169,19 @@ class LatencyModel:
             np.add.at(whole, (np.arange(n)[:, None], index), shares)
             surprise = np.append(log_row - prior[row], log_ms - np.log(total) + whole @ (estimate - prior))
             seen = np.concatenate([shared[row], whole @ shared])
-            precision = np.linalg.inv(np.concatenate([seen[:, row], seen @ whole.T], axis=1) + np.diag(noise))
-            before, estimate = estimate, prior + seen.T @ (precision @ surprise)
-            if np.abs(estimate - before).max() < SETTLED:
+            expected = np.concatenate([seen[:, row], seen @ whole.T], axis=1)
+            if step == CHOOSE_NOISE:
+                noise = _likeliest_noise(expected, surprise, owner, floor, len(row))
+            weighted = np.linalg.solve(expected + noise.covariance(owner, floor, len(row)), surprise)
+            change = prior + seen.T @ weighted - estimate
+            largest = float(np.abs(change).max())
+            estimate = estimate + change * min(1.0, STRIDE / largest)
+            if step > CHOOSE_NOISE and largest < SETTLED:
                 break
-        self._weights = looks.T @ (precision @ surprise)
+        precision: Floats = np.linalg.inv(expected + noise.covariance(owner, floor, len(row)))
+        self._weights = looks.T @ weighted
         self._known = looks.T @ precision @ looks
-        groups = [np.append(np.flatnonzero(owner == number), len(row) + number) for number in range(n)]
+        groups = [np.flatnonzero(owner == number) for number in range(n)]
         errors, unsure = _left_out(precision, surprise, seen, np.diag(shared), groups, index)
         self._factor = _conformal(np.abs(errors) / _deviation(shares, unsure))
         measured = np.exp(log_ms)
@@ -181,22 +190,54 @@ class LatencyModel:
         self.error = Error(mape, spearman(predicted, measured), n)
 
 
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviations of the logarithms of a model's profiled rows: `profile` of all of them together, for the moment may
+    have been slow, `row` of each besides."""
+
+    profile: float
+    row: float
+
+    def covariance(self, owner: Ints, floor: Floats, rows: int) -> Floats:
+        """Of observations, the first `rows` of them rows, with their owners and additional variances."""
+        is_row = np.arange(len(owner)) < rows
+        result: Floats = np.diag(floor + np.where(is_row, self.row**2, WHOLE_NOISE**2))
+        result += self.profile**2 * ((owner[:, None] == owner[None, :]) & is_row[:, None] & is_row[None, :])
+        return result
+
+
+NOISES = tuple(Noise(profile, row) for profile in (0.01, 0.03, 0.08) for row in (0.03, 0.06, 0.12))
+
+
+def _likeliest_noise(expected: Floats, surprise: Floats, owner: Ints, floor: Floats, rows: int) -> Noise:
+    """The noise under which what was measured is the likeliest, judged by a part of it where there is much."""
+    part = np.flatnonzero((owner < MAX_JUDGED) | (np.arange(len(owner)) >= rows))
+    few = expected[np.ix_(part, part)], surprise[part], owner[part], floor[part], int(np.sum(part < rows))
+    return max(NOISES, key=lambda noise: _likelihood(noise, *few))
+
+
+def _likelihood(noise: Noise, expected: Floats, surprise: Floats, owner: Ints, floor: Floats, rows: int) -> float:
+    """The logarithm of the marginal likelihood, up to a constant."""
+    factor = np.linalg.cholesky(expected + noise.covariance(owner, floor, rows))
+    fitted = np.linalg.solve(factor, surprise)
+    return -0.5 * float(fitted @ fitted) - float(np.log(np.diag(factor)).sum())
+
+
 def spearman(a: Floats, b: Floats) -> float:
     """Rank correlation; of ties the ranks in the order given, which no measured latency has."""
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1])
 
 
 def _profiled(observations: Sequence[Observation], index: Ints) -> tuple[Ints, Ints, Floats, Floats]:
-    """Every measured row: its observation, its number among the distinct rows, the logarithm of its time, its variance."""
+    """Every measured row: its observation, its number among the distinct rows, the logarithm of its time, the
+    variance of that for the profile's coarse clock."""
     found = []
     profiled = [number for number, o in enumerate(observations) if o.rows is not None][:MAX_PROFILED]
     for number in profiled:
         _, ms, rows = observations[number]
         for layer, row_ms in (rows or {}).items():
             if row_ms > 0:
-                noise = ROW_NOISE**2 + (ROW_FLOOR * ms / row_ms) ** 2
-                found.append((number, index[number, layer], math.log(row_ms), noise))
+                found.append((number, index[number, layer], math.log(row_ms), (ROW_FLOOR * ms / row_ms) ** 2))
     columns = np.array(found, dtype=float).reshape(-1, 4).T
     return columns[0].astype(np.int64), columns[1].astype(np.int64), columns[2], columns[3]
 
@@ -226,7 +267,7 @@ def _left_out(
 
 
 def _deviation(shares: Floats, unsure: Floats) -> Floats:
-    """Standard deviation of the logarithm of a sum whose terms have these shares and variances of the logarithm."""
+    """Standard deviation of the logarithm of a measured sum whose terms have these shares and variances of the logarithm."""
     deviation: Floats = np.sqrt(WHOLE_NOISE**2 + np.sum(shares**2 * unsure, axis=1))
     return deviation
 

@@ -165,9 +165,11 @@ class Target:
         """Whether this machine can measure on it.
 
         Raises:
+            InputError: no such table.
             UnreachableError: no such device, the runtime is not installed, or the precision would be emulated.
         """
         if self.kind == TABLE:
+            _digest(Path(self.file))
             return
         if self.device == "cuda" and not gpus():
             raise UnreachableError(f"target {self}: no CUDA device found", "use --target cpu:onnxruntime")

@@ -41,7 +41,7 @@ def write_html(records: Sequence[Record], summary: RunSummary, path: Path) -> No
     page = _PAGE.substitute(
         policy=_policy(scripts),
         title=_show(f"{summary.name}: {summary.skeleton} on {summary.data}"),
-        lead=_show(f"{size} on the front · {summary.target}, {summary.imgsz} px · {summary.limits}"),
+        lead=_show(f"{size} on the front · {summary.measured_on} · {summary.limits}"),
         meaning=_show(summary.meaning),
         style=_STYLE,
         note=_show(note),
@@ -146,7 +146,7 @@ def _layout(
         notes.append({**middle, "text": "The front is empty"})
     return {
         "xaxis": {
-            "title": {"text": f"latency p50 (ms)<br>{_hover(f'{summary.target}, {summary.imgsz} px')}"},
+            "title": {"text": f"latency p50 (ms)<br>{_hover(summary.measured_on)}"},
             "type": "log" if span.log else "linear",
             "range": [math.log10(span.low), math.log10(span.high)] if span.log else [span.low, span.high],
             # Fixed: plotly's own labels on a log axis shrink to single digits between decades.
@@ -224,7 +224,7 @@ def _run_list(summary: RunSummary) -> str:
         "data": summary.data,
         "classes": f"{len(summary.classes)}: {', '.join(summary.classes)}",
         "skeleton": summary.skeleton,
-        "target": f"{summary.target}, {summary.imgsz} px",
+        "target": summary.measured_on,
         "limits": str(summary.limits),
         "fidelity": summary.fidelity,
         "mAP measured on": summary.split,

@@ -147,7 +147,7 @@ def _frame(axes: Axes, records: Sequence[Record], summary: RunSummary, span: Spa
     axes.spines[["left", "bottom"]].set_color("#818b98")
     axes.tick_params(colors=_FAINT, labelsize=10)
     # No mathtext anywhere: a "$" in a user's file name is a dollar.
-    axes.set_xlabel(_text(f"latency p50 (ms) on {summary.target}, {summary.imgsz} px", 90), size=11, color=_INK)
+    axes.set_xlabel(_text(f"latency p50 (ms) on {summary.measured_on}", 90), size=11, color=_INK)
     axes.set_ylabel(summary.metric, size=11, color=_INK)
     title = f"{summary.name}: {summary.skeleton} on {summary.data}"
     for height, words, size, colour, weight in (

@@ -87,7 +87,7 @@ class RunSummary:
         name: the run folder's name.
         skeleton: the skeleton's file, e.g. yolo11n.yaml.
         target: where latency was measured, e.g. cpu:onnxruntime.
-        imgsz: image size of the latency in px.
+        imgsz: image size of the proxies in px; also of the latency, unless the target names its own.
         limits: what its trials had to be within.
         data: the dataset as the user named it.
         classes: its class names.
@@ -120,6 +120,11 @@ class RunSummary:
     stopped_because: str
     metric: str = "mAP50-95"
     weights: str = ""
+
+    @property
+    def measured_on(self) -> str:
+        """The target with its image size, which targets of older runs do not name."""
+        return self.target if "imgsz=" in self.target else f"{self.target}, {self.imgsz} px"
 
     @property
     def baseline_name(self) -> str:

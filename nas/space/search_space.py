@@ -107,6 +107,10 @@ class SearchSpace:
                 return drawn
         return None
 
+    def uniform(self, rng: random.Random) -> Architecture:
+        """A random architecture, each as likely as any other; rules not applied."""
+        return self._architecture(rng.choice(list(choices.options)) for choices in self.slots)
+
     @property
     def baseline(self) -> Architecture:
         return Architecture(self.skeleton.name)

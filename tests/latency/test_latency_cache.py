@@ -14,7 +14,7 @@ CPU = Target("cpu:onnxruntime")
 
 
 def price(ms: float, spread: float = 0.02) -> dict:
-    return as_price(Latency(ms, ms * 1.1, spread, 50), 2_600_000, 3.25)
+    return as_price(Latency(ms, ms, ms * (1 + spread), ms * 1.1, spread, 50), 2_600_000, 3.25)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -27,12 +27,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert again.get("a") == cache.get("a") == price(1.0)
     assert again.get("b") == {
         "ms": 3.0,
+        "low": 3.0,
+        "high": 3.0 * 1.02,
         "p90": 3.0 * 1.1,
         "spread": 0.02,
         "runs": 50,
         "rough": False,
+        "cpu_ms": None,
+        "throttled": False,
+        "noisy": False,
         "params": 2_600_000,
         "gmacs": 3.25,
+        "source": "measured",
     }
 
 
@@ -109,8 +115,9 @@ def test_model_keys() -> None:
     assert len({model_key(model, 64), model_key(model, 96), model_key(model | {"nc": 4}, 64)}) == 3
 
 
-def test_a_figure_that_was_cut_short_is_for_this_run_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("doubt", ["rough", "noisy"])
+def test_a_figure_that_was_cut_short_or_is_in_doubt_is_for_this_run_alone(tmp_path: Path, doubt: str) -> None:
     cache = LatencyCache(tmp_path, CPU)
-    cache.put("a", as_price(Latency(9.0, 9.1, 0.01, 30, rough=True), 1, 1.0))
+    cache.put("a", price(9.0) | {doubt: True})
     assert cache.get("a") is not None
     assert LatencyCache(tmp_path, CPU).get("a") is None

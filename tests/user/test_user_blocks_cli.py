@@ -82,7 +82,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 @pytest.fixture(scope="module")
 def run(home: Home) -> Path:
     """A search of two trials: the skeleton, and one with the block."""
-    words = ["--data", "small.yaml", "--imgsz", "32", "--epochs", "1", "--budget", "2trials", "--workers", "1"]
+    words = ["--data", "small.yaml", "--imgsz", "32", "--epochs", "1", "--budget", "2trials", "--workers", "1", "--allow-noisy"]
     home.trace.unlink(missing_ok=True)
     home.nas("search", "--space", "space.yaml", "--blocks", "my_blocks.py", *words)
     # the file once, by the search; then the run's copy, by the lane and by the worker

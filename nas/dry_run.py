@@ -1,0 +1,307 @@
+"""`nas search --dry-run`: what a search would have to choose from and what its budget buys, told before it begins.
+
+No trial is trained and no run folder is made. What is measured on the way is kept in the latency cache, so that the search
+profits from it. Everything slow happens in the executor's workers, as in a search.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from nas.cache import cache_root, room_for_images
+from nas.config import Budget, RunConfig
+from nas.dataset.description import Dataset, read_dataset
+from nas.devices import table_prices
+from nas.errors import StoppedError
+from nas.execution.executor import Attempt, Executor, Progress, Result
+from nas.execution.work import TRAIN, TrainJob, WeightsJob
+from nas.latency.cache import LatencyCache
+from nas.latency.target import Target
+from nas.limits import infeasible
+from nas.pricing import POLL_SECONDS, Price, Pricing
+from nas.review.record import duration, milliseconds
+from nas.seeds import derive
+from nas.session import open_executor, training_jobs, try_weights
+from nas.space.architecture import Architecture, model_yaml
+from nas.space.search_space import SearchSpace
+
+logging.getLogger("nas").addHandler(logging.NullHandler())  # there is no run folder to keep a log in
+
+SAMPLE_SECONDS = 20.0
+MOST_DRAWN = 2000
+Z90 = 1.6449  # 90% of a normal distribution lie within so many standard deviations
+STORE_BYTES = 9 * 1024
+REHEARSED_PASSES, REHEARSED_IMAGES, REHEARSED_WORKERS = 4, 32, 8
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of a space is within the limits: `met` of `of` drawn, and the 90% interval of the share."""
+
+    met: int
+    of: int
+    low: float
+    high: float
+
+    @classmethod
+    def of_sample(cls, met: int, of: int, *, whole: bool = False) -> Share:
+        """By Wilson's interval (E. B. Wilson, JASA 22, 1927); of a `whole` space there is nothing to estimate."""
+        if of == 0:
+            return cls(0, 0, 0.0, 1.0)
+        if whole:
+            return cls(met, of, met / of, met / of)
+        share, z = met / of, Z90**2 / of
+        middle, half = share + z / 2, math.sqrt(z * share * (1 - share) + z**2 / 4)
+        return cls(met, of, max(0.0, min(share, (middle - half) / (1 + z))), min(1.0, max(share, (middle + half) / (1 + z))))
+
+    @property
+    def likely(self) -> float:
+        """The share to reckon with: above 0 also where none was met."""
+        return max(self.met, 0.5) / self.of if self.of else 1.0
+
+    def __str__(self) -> str:
+        if self.of == 0:
+            return "not known: none could be priced"
+        if self.low == self.high:
+            return f"{self.met:,} of all {self.of:,}: {self.low:.0%}"
+        return f"{self.met:,} of {self.of:,} drawn at random: {self.low:.1%} to {self.high:.1%} of the space (90% interval)"
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a proxy training of the skeleton costs, in seconds, with `workers` of them side by side: before its first step, a
+    step of one batch, and scoring one image. Measured over `steps` steps and `images` images."""
+
+    start: float
+    step: float
+    image: float
+    steps: int
+    images: int
+    workers: int
+
+    def trial(self, config: RunConfig, fit: int, held_out: int) -> float:
+        """Seconds of a whole trial that trains on `fit` images and is scored on `held_out`."""
+        return self.start + config.epochs * (fit // min(config.batch, fit)) * self.step + held_out * self.image
+
+
+@dataclass(frozen=True)
+class Purchase:
+    """What a budget buys: trials, and proposals to find them among; how long a trial and all of it take, in seconds."""
+
+    trials: float
+    proposals: float
+    trial_seconds: float
+    seconds: float
+
+
+def purchase(budget: Budget, trial: float, workers: int, proposal: float, share: float, most: float) -> Purchase:
+    """Reckon with trials of `trial` seconds on `workers`, `proposal` seconds to price each of the `1 / share` proposals that a
+    trial takes, while workers stand still, and `most` architectures that there are."""
+    beside = proposal / share
+    wall, device = trial / workers + beside, trial + beside
+    trials = {"trials": budget.amount, "wall": budget.amount / wall, "device": budget.amount / device}[budget.kind]
+    trials = min(trials, most)
+    return Purchase(trials, trials / share, trial, trials * wall)
+
+
+def forecast(
+    config: RunConfig,
+    space: SearchSpace,
+    dataset: Dataset,
+    blocks: Sequence[str],
+    digest: str | None,
+    say: Callable[[str], None],
+) -> list[str]:
+    """What a search would find and could afford, in lines.
+
+    Args:
+        config: what the search was asked to do.
+        blocks: the user's block files, absolute.
+        digest: of the checkpoint that proxies start from, if there is one.
+        say: told what is going on.
+
+    Raises:
+        InfeasibleError: nothing that was priced is within the limits.
+        StoppedError: nothing could be priced, or the skeleton not be trained.
+        InputError: see `room_for_images`, and StartError: the checkpoint or the images cannot be used.
+    """
+    room = room_for_images(len(dataset.train), config.imgsz)
+    lines = [f"space      {space.size:,} architectures of {space.skeleton.name}" + (", less its rules" if space.forbid else "")]
+    with tempfile.TemporaryDirectory(prefix="nas-") as name, closing(open_executor(config, Path(name))) as executor:
+        if config.weights is not None:
+            model = model_yaml(space.skeleton, space.baseline, dataset.nc)
+            lines.append(f"weights    {try_weights(WeightsJob(model, config.weights, list(blocks)), executor, Path(name))[0]}")
+        lane: list[float] = []
+        target = Target.parse(config.target)
+        known, table = LatencyCache(cache_root() / "latency", target, digest), table_prices(target, space, [])
+        pricing = Pricing(config, space, dataset.nc, executor, known, blocks, lane.append, table)
+        say(f"pricing architectures on {config.target}")
+        probed, _ = _measured(pricing, (space.baseline, *space.smallest(config.imgsz)), math.inf)
+        drawn, whole = _measured(pricing, _draws(space, config), SAMPLE_SECONDS)
+        good = [(a, p) for a, p in (*probed, *drawn) if not isinstance(p, str)]
+        if not good:
+            what = f"no architecture could be measured on {config.target}: {probed[0][1]}"
+            raise StoppedError(what, "see what else runs on this machine, or try another --target")
+        if not any(config.limits.met(price) for _, price in good):
+            raise infeasible(config.limits, config.target, config.imgsz, [(a.text(space.skeleton), p) for a, p in good])
+        prices = [price for _, price in drawn if not isinstance(price, str)]
+        share = Share.of_sample(sum(map(config.limits.met, prices)), len(prices), whole=whole)
+        lines += _found(config, space, good, share, [price for _, price in drawn if isinstance(price, str)])
+        say("rehearsing the training of the skeleton")
+        rehearsal = _rehearse(config, space, dataset, executor, Path(name), blocks)
+    parts = [len(part) for part in dataset.split(config.held_out, derive(config.seed, 0, "split"))]
+    trial = rehearsal.trial(config, max(1, round(config.fraction * parts[0])), parts[1])
+    proposal = statistics.mean(lane) if lane else 0.0
+    bought = purchase(Budget.parse(config.budget), trial, config.workers, proposal, share.likely, share.likely * space.size)
+    return [*lines, *_bought(config, bought, rehearsal, proposal), _disk(room, bought, good[0][1]), _end(config, bought)]
+
+
+def _draws(space: SearchSpace, config: RunConfig) -> Iterator[Architecture]:
+    """Architectures that no rule forbids, each as likely as any other; of a small space all of them, in any order."""
+    rng = random.Random(derive(config.seed, 0, "dry run"))
+    if space.size <= MOST_DRAWN:
+        allowed = [a for a in space.enumerate() if space.forbidding_rule(a, config.imgsz) is None]
+        yield from rng.sample(allowed, len(allowed))
+        return
+    for _ in range(MOST_DRAWN):
+        architecture = space.uniform(rng)
+        if space.forbidding_rule(architecture, config.imgsz) is None:
+            yield architecture
+
+
+def _measured(
+    pricing: Pricing, architectures: Iterable[Architecture], seconds: float
+) -> tuple[list[tuple[Architecture, Price | str]], bool]:
+    """The price of one after the other, or why it has none, for so many seconds; and whether these were all."""
+    found: list[tuple[Architecture, Price | str]] = []
+    until = time.monotonic() + seconds
+    for architecture in architectures:
+        if time.monotonic() >= until:
+            return found, False
+        found.append((architecture, pricing.now(architecture, lambda: None)))
+    return found, len(found) < MOST_DRAWN
+
+
+def _found(
+    config: RunConfig, space: SearchSpace, good: Sequence[tuple[Architecture, Price]], share: Share, bad: Sequence[str]
+) -> list[str]:
+    """What is within the limits, the fastest of it, and the baseline beside it."""
+    fastest, price = min(((a, p) for a, p in good if config.limits.met(p)), key=lambda pair: float(pair[1]["ms"]))
+    told = [f"within     {config.limits} on {config.target}: {share}"]
+    told += [f"           {len(bad)} more could not be priced: {bad[0]}"] if bad else []
+    told.append(f"fastest    {milliseconds(price['ms'])} ({fastest.text(space.skeleton)})")
+    own = next((p for a, p in good if a.is_skeleton), None)
+    if own is None:
+        return [*told, "baseline   not known: it could not be measured"]
+    over = config.limits.broken(own)
+    state = f", over the limit on {over.removeprefix('over-')}" if over else ""
+    return [*told, f"baseline   {milliseconds(own['ms'])}{state}"]
+
+
+def _bought(config: RunConfig, bought: Purchase, rehearsal: Rehearsal, proposal: float) -> list[str]:
+    """The trials that the budget buys, and on what that rests."""
+    priced = f", and {duration(proposal)} to price each of about {bought.proposals:,.0f} proposals" if proposal else ""
+    side = f" with {rehearsal.workers} side by side" if rehearsal.workers > 1 else ""
+    return [
+        f"trials     about {bought.trials:,.0f} in {config.budget}: {duration(bought.trial_seconds)} each on {config.workers} "
+        f"worker{'s'[: config.workers > 1]}{priced}",
+        f"           an estimate from {rehearsal.steps} steps of the skeleton ({rehearsal.step:.2g} s each), one validation "
+        f"({rehearsal.image:.2g} s an image) and {rehearsal.start:.2g} s to begin{side}",
+    ]
+
+
+def _end(config: RunConfig, bought: Purchase) -> str:
+    budget = Budget.parse(config.budget)
+    seconds = budget.amount if budget.kind == "wall" else bought.seconds
+    return f"ends       {datetime.now().astimezone() + timedelta(seconds=seconds):%Y-%m-%d %H:%M}, if it begins now"
+
+
+def _disk(room: str, bought: Purchase, skeleton: Price) -> str:
+    store, weights = bought.proposals * STORE_BYTES / 1e6, 2 * skeleton["params"] / 1e6  # checkpoints are in half precision
+    return f"disk       {room}; store {store:.2g} MB; weights {weights:.2g} MB for each trial on the front"
+
+
+def _rehearse(
+    config: RunConfig, space: SearchSpace, dataset: Dataset, executor: Executor, folder: Path, blocks: Sequence[str]
+) -> Rehearsal:
+    """Train the skeleton for two epochs of a few steps on a few images, as many times at once as there are workers.
+
+    Raises:
+        StoppedError: it fails.
+    """
+    sample = _few_images(config, dataset, folder)
+    small = read_dataset(sample, folder, polygons=space.skeleton.task == "segment")
+    held_out = min(0.5, REHEARSED_IMAGES / len(small.train))
+    job = replace(
+        training_jobs(config, dataset, list(blocks))(model_yaml(space.skeleton, space.baseline, dataset.nc)),
+        data=str(sample),
+        root=str(folder),
+        cache=str(folder / "cache"),
+        rungs=[2],
+        held_out=held_out,
+        fraction=1.0,
+    )
+    fit, scored = map(len, small.split(held_out, job.split_seed))
+    steps = fit // min(config.batch, fit)
+    for _ in range(2):  # the first time workers import what they need, and decode
+        runs = _side_by_side(job, min(config.workers, executor.free, REHEARSED_WORKERS), config, executor, folder)
+
+    def middle(figure: Callable[[Mapping[str, Any], Sequence[float], float], float]) -> float:
+        return max(0.0, statistics.median(figure(*run) for run in runs))
+
+    return Rehearsal(
+        start=middle(lambda result, _, seconds: seconds - result["seconds"]),
+        step=middle(lambda _, epochs, __: (epochs[1] - epochs[0]) / steps),
+        image=middle(lambda result, epochs, _: (result["seconds"] - epochs[1]) / scored),
+        steps=steps,
+        images=scored,
+        workers=len(runs),
+    )
+
+
+def _few_images(config: RunConfig, dataset: Dataset, folder: Path) -> Path:
+    """A dataset of a few of the training images. The precision that this machine trains with is taken along."""
+    count = min(len(dataset.train), REHEARSED_PASSES * config.batch + REHEARSED_IMAGES)
+    images = [str(dataset.train[index * len(dataset.train) // count]) for index in range(count)]
+    (folder / "images.txt").write_text("\n".join(images), encoding="utf-8")
+    sample = folder / "data.yaml"
+    described = {"path": str(folder), "train": "images.txt", "val": "images.txt", "names": list(dataset.names)}
+    sample.write_text(json.dumps(described), encoding="utf-8")
+    if (precision := cache_root() / "precision").is_dir():
+        shutil.copytree(precision, folder / "cache" / "precision")
+    return sample
+
+
+def _side_by_side(
+    job: TrainJob, count: int, config: RunConfig, executor: Executor, folder: Path
+) -> list[tuple[Mapping[str, Any], list[float], float]]:
+    """Of each of `count` equal trainings at once: its result, when each epoch ended, and the seconds that all of it took."""
+    epochs: dict[str, list[float]] = {}
+    for number in range(count):
+        epochs[f"rehearsal{number}"] = []
+        executor.start(Attempt(f"rehearsal{number}", TRAIN, asdict(job), derive(config.seed, number, "train")))
+    runs: list[tuple[Mapping[str, Any], list[float], float]] = []
+    while len(runs) < count:
+        for event in executor.poll(POLL_SECONDS):
+            if isinstance(event, Progress):
+                epochs[event.key] += [event.data["seconds"]] if "seconds" in event.data else []
+            elif not isinstance(event, Result):
+                raise StoppedError(f"the skeleton cannot be trained: {event.reason}", f"see {folder}")
+            elif "fault" in event.data:
+                raise StoppedError(event.data["fault"], event.data["cure"])
+            else:
+                runs.append((event.data, epochs[event.key][-2:], event.seconds))
+    return runs
