@@ -74,6 +74,7 @@ def ask_for_more(
         return "nothing is left to measure on the device"
     file = Path(Target.parse(config.target).file)
     size = prices.table.imgsz or (config.imgsz, config.imgsz)
+    nc = prices.table.nc or nc  # what is added to a table must be like what is in it
     then = f"{folders.resume_command(run)}\n    {shlex.join(['nas', 'front', str(run), '--target', f'table:{file}'])}"
     probes = Probes(space.skeleton, architectures, size, nc, prices.table.batch, file.name, then)
     folder = _folder(run, probes)

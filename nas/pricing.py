@@ -128,7 +128,9 @@ class Pricing:
     def broken(self, price: Price) -> str | None:
         """Why a price rules its architecture out, if it does: a limit, or that only the other device can tell."""
         limits = self._config.limits
-        return limits.broken(price) or (NEAR if self._table is not None and near(price, limits.ms) else None)
+        if self._table is not None and near(price, limits.ms):
+            return limits.broken({name: value for name, value in price.items() if name != "ms"}) or NEAR
+        return limits.broken(price)
 
     def model(self, architecture: Architecture) -> dict[str, Any]:
         """The model YAML of an architecture with the dataset's classes."""

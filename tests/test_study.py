@@ -16,6 +16,7 @@ import optuna
 import pytest
 import sqlalchemy
 import yaml
+from optuna.trial import TrialState
 
 from nas import pricing as pricing_module
 from nas import study as study_module
@@ -24,6 +25,7 @@ from nas.errors import InfeasibleError, StoppedError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 from nas.execution.work import PRICE, TRAIN, UNSTABLE, TrainJob
 from nas.latency.cache import LatencyCache
+from nas.latency.table import NEAR, Measured, Table, TablePrices, near
 from nas.latency.target import Target
 from nas.limits import FIGURES, Limits
 from nas.outcome import records_of, summary_of, winner_of, write_report
@@ -213,6 +215,7 @@ class Lab:
         self.config = {"data": "d.yaml", "space": "s", "budget": "1000trials", "target": str(target), "sampler": "random"}
         self.config |= config
         self.prices = LatencyCache(folder / "latency", target)
+        self.table: TablePrices | None = None
         self.recorded = 0
 
     def executor(self, **options) -> FakeExecutor:
@@ -243,6 +246,7 @@ class Lab:
             self.folder,
             watch=lambda status: watch(study),
             record=record,
+            table=self.table,
         )
         try:
             return study.run()
@@ -732,3 +736,58 @@ def test_a_second_search_begins_with_what_the_first_has_measured(make_lab):
     executor = again.executor()
     again.run(executor)
     assert len(set(executor.timed)) < 30
+
+
+def table_of(lab, architectures) -> TablePrices:
+    """What another device was measured to take for these."""
+    times = [(a, latency(lab.model(a))) for a in architectures]
+    return TablePrices(Table("board", (640, 640), 1, NC, tuple(Measured(a, ms, ms, ms) for a, ms in times), ()), lab.space)
+
+
+def test_a_search_by_a_table_measures_nothing_and_keeps_the_limit_whatever_is_in_the_interval(make_lab):
+    lab = make_lab(SPACE, max_latency_ms=3.0)
+    lab.table = table_of(lab, list(lab.space.enumerate())[::2])
+    executor = lab.executor()
+    assert lab.run(executor) == EVERYTHING
+    assert executor.timed == []
+    assert set(executor.trained) <= lab.all(3.0) | {lab.name(lab.space.baseline)}
+    entries = [e for e in lab.store.entries if not e.architecture.is_skeleton and e.reason != "repeat"]
+    for entry in entries:
+        price = entry.price
+        assert price["source"] == ("table" if entry.architecture in list(lab.space.enumerate())[::2] else "predicted")
+        if entry.state == "done":
+            assert price["high"] <= 3.0
+            assert price["params"] == footprint(lab.model(entry.architecture))["params"]
+        elif entry.reason == NEAR:
+            assert near(price, 3.0)
+        else:
+            assert entry.reason == "over-latency"
+            assert price["low"] > 3.0
+
+
+def test_a_longer_table_lets_in_what_was_near_the_limit_and_corrects_the_rest(make_lab):
+    lab = make_lab(SPACE, max_latency_ms=3.0)
+    every = list(lab.space.enumerate())
+    lab.table = table_of(lab, every[::3])
+    lab.run(lab.executor())
+    unsure = {e.architecture for e in lab.store.entries if e.reason == NEAR}
+    assert unsure
+    lab.table = table_of(lab, every)
+    executor = lab.executor()
+    assert lab.run(executor) == EVERYTHING
+    done = {e.architecture: e.price for e in lab.store.entries if e.state == "done"}
+    assert {a for a in unsure if latency(lab.model(a)) <= 3.0} <= done.keys()
+    assert {lab.name(a) for a in done} == lab.all(3.0) | {lab.name(lab.space.baseline)}
+    assert all(p["source"] == "table" and p["ms"] == latency(lab.model(a)) for a, p in done.items())
+    study = optuna.load_study(study_name=RUNG, storage=f"sqlite:///{lab.folder / 'study.db'}")
+    told = {t.number: t.values[1] for t in study.get_trials(states=[TrialState.COMPLETE])}
+    assert told == {e.number: e.price["ms"] for e in lab.store.entries if e.state == "done"}
+
+
+def test_a_limit_that_a_table_puts_out_of_reach_ends_before_any_training(make_lab):
+    lab = make_lab(SPACE, max_latency_ms=0.01)
+    lab.table = table_of(lab, lab.space.enumerate())
+    executor = lab.executor()
+    with pytest.raises(InfeasibleError, match=r"nothing is at most 0.01 ms"):
+        lab.run(executor)
+    assert executor.trained == []

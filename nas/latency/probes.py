@@ -35,7 +35,7 @@ Probe models of {skeleton} at {imgsz} px, to be measured on the device that you 
 
    More threads, or a GPU: --threads 4, --providers CUDAExecutionProvider,CPUExecutionProvider
 
-3. Bring {table} back, and search for that device:
+3. Bring {table} back, and type:
 
     {then}
 """
