@@ -140,9 +140,9 @@ class Batches:
             torch.sub(tile, float(GREY), out=canvas[sample, :, y : y + side, x : x + side])
         # output -> canvas, both in -1..1, each axis for itself
         middles = (torch.arange(side) + 0.5) * 2 / side - 1
-        offset = 2 * centre / canvas_side - 1
-        x, y = (offset[:, axis, None] + middles * (side / canvas_side / zoom)[:, None] for axis, zoom in enumerate((zoom_x, zoom_x.abs())))
-        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), 3).to(self.device)
+        offset, share = 2 * centre / canvas_side - 1, side / canvas_side / torch.stack([zoom_x, zoom_x.abs()], 1)
+        x, y = (offset[:, axis, None] + share[:, axis, None] * middles for axis in (0, 1))
+        grid = torch.stack((x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)), 3).to(self.device)
         return grid_sample(canvas, grid, align_corners=False).add_(GREY).div_(255)
 
     def _read(self, tiles: Tensor) -> Tensor:
