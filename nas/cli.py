@@ -321,6 +321,8 @@ def _show(run: Run) -> None:
     summary = run.summary
     took = f"{duration(summary.wall_seconds)}, {duration(summary.device_seconds)} of device time"
     click.echo(f"{summary.tally} in {took}; stopped: {summary.stopped_because}")
+    if summary.predictions:
+        click.echo(f"predicted latencies (~) are {summary.predictions}")
     for name in ("pareto.html", "pareto.png", "front.csv", "winner.yaml"):
         if (run.folder / name).is_file():
             click.echo(f"  {run.folder / name}")

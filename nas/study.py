@@ -134,6 +134,8 @@ class Study:
                 if number in self._running.values():
                     self._store.charge(number, time.monotonic() - began)
             self._ledger.save()
+            if self._pricing.error is not None:
+                self._store.put_fact("latency_error", asdict(self._pricing.error))
         return self._stopping or self._exhausted or "budget spent"
 
     def _resume(self) -> None:

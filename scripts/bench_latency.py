@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How well the latency model predicts architectures that it has not seen, how fast, and what it costs to calibrate it.
 
-    scripts/bench_latency.py [--target cpu:onnxruntime] [--space yolo11n-blocks] [--imgsz 160] [--calibration 36]
+    scripts/bench_latency.py [--target cpu:onnxruntime] [--space yolo11n-blocks] [--imgsz 160] [--calibration 20]
                              [--held-out 60] [--rounds 20] [--kept FILE] [--quick] [--json OUT]
 
 First the calibration set is priced with rows, one after the other, as a search does at its start; the time that takes is
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--target", default="cpu:onnxruntime")
     parser.add_argument("--space", default="yolo11n-blocks")
     parser.add_argument("--imgsz", type=int, default=160)
-    parser.add_argument("--calibration", type=int, default=36)
+    parser.add_argument("--calibration", type=int, default=20)
     parser.add_argument("--held-out", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

@@ -235,6 +235,7 @@ def _run_list(summary: RunSummary) -> str:
         "classes": f"{len(summary.classes)}: {', '.join(summary.classes)}",
         "skeleton": summary.skeleton,
         "target": summary.measured_on,
+        **({"predicted latencies": summary.predictions} if summary.predictions else {}),
         "limits": str(summary.limits),
         "fidelity": summary.fidelity,
         "mAP measured on": summary.split,

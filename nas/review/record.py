@@ -111,6 +111,7 @@ class RunSummary:
         wall_seconds: wall-clock time so far.
         stopped_because: why it ended, e.g. "budget spent".
         metric: what the mAP of its records is, see `metric_of`.
+        predictions: how far predicted latencies are off, in words, or "" where none was predicted.
         weights: name of the checkpoint that proxies started from, or "" for a start from scratch.
     """
 
@@ -130,6 +131,7 @@ class RunSummary:
     wall_seconds: float
     stopped_because: str
     metric: str = "mAP50-95"
+    predictions: str = ""
     weights: str = ""
 
     @property
