@@ -30,8 +30,8 @@ from nas.execution.executor import Attempt, Executor, Progress, Result
 from nas.execution.work import TRAIN, TrainJob, WeightsJob
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
-from nas.limits import infeasible
-from nas.pricing import POLL_SECONDS, Price, Pricing
+from nas.limits import Limits, infeasible
+from nas.pricing import POLL_SECONDS, Intervals, Price, Pricing
 from nas.review.record import duration, milliseconds
 from nas.seeds import derive
 from nas.session import open_executor, training_jobs, try_weights
@@ -66,6 +66,14 @@ class Share:
         share, z = met / of, Z90**2 / of
         middle, half = share + z / 2, math.sqrt(z * share * (1 - share) + z**2 / 4)
         return cls(met, of, max(0.0, min(share, (middle - half) / (1 + z))), min(1.0, max(share, (middle + half) / (1 + z))))
+
+    @classmethod
+    def of_predictions(cls, latencies: Intervals, limit_ms: float) -> Share:
+        """Of architectures drawn at random, by predicted latencies: as wide as the draw and the predictions leave open."""
+        of = len(latencies.ms)
+        least = cls.of_sample(int((latencies.high <= limit_ms).sum()), of)
+        most = cls.of_sample(int((latencies.low <= limit_ms).sum()), of)
+        return cls(int((latencies.ms <= limit_ms).sum()), of, least.low, most.high)
 
     @property
     def likely(self) -> float:
@@ -159,6 +167,10 @@ def forecast(
             raise infeasible(config.limits, config.target, config.imgsz, [(a.text(space.skeleton), p) for a, p in good])
         prices = [price for _, price in drawn if not isinstance(price, str)]
         share = Share.of_sample(sum(map(config.limits.met, prices)), len(prices), whole=whole)
+        # With a limit on latency alone, a latency model says more of many than measuring does of a few.
+        latencies = pricing.predict([] if whole else list(_draws(space, config)))
+        if latencies is not None and config.limits == Limits(ms=config.max_latency_ms) and config.max_latency_ms is not None:
+            share = Share.of_predictions(latencies, config.max_latency_ms)
         lines += _found(config, space, good, share, [price for _, price in drawn if isinstance(price, str)])
         say("rehearsing the training of the skeleton")
         rehearsal = _rehearse(config, space, dataset, executor, Path(name), blocks)

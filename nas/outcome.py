@@ -49,6 +49,10 @@ def _record(entry: Entry, skeleton: Skeleton, limits: Limits) -> Record:
         memory_mb=price.get("memory_mb"),
         seconds=entry.seconds,
         placement=architecture.describe(skeleton),
+        latency_low_ms=price.get("low"),
+        latency_high_ms=price.get("high"),
+        latency_p90_ms=price.get("p90"),
+        latency_source=price.get("source"),
     )
 
 

@@ -13,7 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nas.config import Budget, RunConfig
 from nas.errors import StoppedError
@@ -65,6 +68,14 @@ class _Asked:
     number: int | None
     architecture: Architecture
     latency: Price | None = None
+
+
+class Intervals(NamedTuple):
+    """Predicted latencies in ms, and the intervals that hold the measured ones nine times out of ten."""
+
+    ms: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
 
 class Pricing:
@@ -159,6 +170,11 @@ class Pricing:
                 estimate = None
         self._start(_Asked(number, architecture, None if estimate is None else estimate.as_price()))
         return None
+
+    def predict(self, architectures: Sequence[Architecture]) -> Intervals | None:
+        """Latencies of architectures that need not have been measured; None as long as too little was."""
+        model = self._estimator.fitted() if self._table is None else self._table.model
+        return None if model is None or not architectures else Intervals(*model.predict(architectures))
 
     def repeat(self) -> None:
         """Measure again what needs it, when its time has come; to be called often."""

@@ -97,6 +97,7 @@ def plan(options: argparse.Namespace) -> list[dict[str, Job]]:
     from nas.seeds import derive
     from nas.space.architecture import model_yaml
     from nas.space.reader import find_space, read_space
+    from nas.training import zero_cost
 
     dataset = read_dataset(builtin_dataset() if options.data is None else options.data)
     space = read_space(find_space(options.space))
@@ -128,7 +129,7 @@ def plan(options: argparse.Namespace) -> list[dict[str, Job]]:
         named |= {f"{epochs}_epochs": job(epochs, 2) for epochs in SHORT}
         named |= {f"10_epochs_{smaller}px": job(10, 2, imgsz=smaller), "10_epochs_half_data": job(10, 2, fraction=0.5)}
         whole = named["long0"]
-        identity = ["zero-cost", whole["identity"]]
+        identity = ["zero-cost", zero_cost.BATCH, zero_cost.SIDE, whole["identity"]]
         named["zero_cost"] = {"what": architecture.id, "seed": 2, "identity": identity, "scores": for_scores(whole["train"])}
         jobs.append(named)
     return jobs

@@ -6,16 +6,19 @@
 Four ways to train each architecture with each seed, one after the other, so that what slows the machine slows all:
 
     theirs          YOLO(yaml).train(...) for 12 epochs with its own recipe; plots off, images in memory, no loader processes
-    ours, same work the proxy trainer for as many epochs with the same batch, augmentation, optimizer and rates
+    ours, same work the proxy trainer's engine for as many epochs of the same batches, augmentation, optimizer, rates, warm-up,
+                    steps and weight average
     ours            the proxy recipe, for the fewest epochs whose mean mAP reaches that of `theirs`
     theirs, recipe  Ultralytics with that recipe and those epochs, as far as its settings go: what the engine alone is worth
 
 Every training runs in a warm process of one thread (both libraries imported, the data known), so that imports count for
-neither. Seconds are CPU seconds of that process. mAP50-95 is taken by one and the same evaluation of the final weights on
-the held-out part. For two cores, Ultralytics gets two threads, ours two processes of one thread; these are wall-clock
-seconds per architecture and mean something only on a quiet machine.
+neither; ours with the environment of a search's workers. Seconds are CPU seconds of that process. mAP50-95 is taken by one
+and the same evaluation on the held-out part: of the last weights, and where Ultralytics sets the mark that `ours` has to
+reach, of its best epoch. For two cores, Ultralytics gets two threads, ours two processes of one thread, on whatever cores the
+machine has; these are wall-clock seconds per architecture and mean something only on a quiet machine.
 
-    same_work_per_core     theirs / ours, same work           map_difference     mean mAP of ours, same work, less theirs
+    same_work_per_core     theirs / ours, same work           map_difference     mean mAP of ours, same work, less theirs, with
+                                                              a 90% interval over the pairs (Student's t)
     to_same_map_per_core   theirs / ours                      engine_share       theirs, recipe / ours
     to_same_map_two_cores  the same on two cores, wall clock  recipe_share       theirs / theirs, recipe
     fixed_seconds_warm     what a trial costs without its epochs (one validation included): the intercept over 1 and 3 epochs
@@ -38,6 +41,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from nas.hardware import worker_environment
+
 THEIR_EPOCHS = 12
 OUR_EPOCHS = (1, 2, 3, 4, 5, 6, 8, 10)
 THEIR_BATCH = 16
@@ -48,10 +53,12 @@ Job = dict[str, Any]
 class Process:
     """A warm process that trains; jobs and results are JSON lines."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, how: str) -> None:
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         quiet = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "False", "YOLO_VERBOSE": "False"}
         environment = os.environ | {name: str(threads) for name in names} | quiet
+        if how == "ours":
+            environment |= {name: value for name, value in worker_environment(1, "cpu", threads)[0].items() if value}
         command = [sys.executable, __file__, "--serve", str(threads)]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -85,10 +92,10 @@ def serve(threads: int) -> None:
         job = json.loads(line)
         train = {"ours": ours, "theirs": theirs}[job["how"]]
         cpu, wall = time.process_time(), time.perf_counter()
-        score = train(job)
+        scores = train(job)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        out.write(json.dumps({"map": score(), "cpu": cpu, "wall": wall, "peak_gb": peak}) + "\n")
+        out.write(json.dumps({**scores(), "cpu": cpu, "wall": wall, "peak_gb": peak}) + "\n")
 
 
 def ours(job: Job) -> Any:
@@ -102,27 +109,75 @@ def ours(job: Job) -> Any:
     from nas.training.proxy import train_proxy
     from nas.training.recipe import Recipe
     from nas.yolo.build import build
+    from nas.yolo.metrics import evaluate
 
     fit, held_out, nc = _images(job)
-    recipe = Recipe()
-    if job["recipe"] == "theirs":
-        recipe = replace(recipe, **job["as_theirs"], augmentation=Augmentation(**job["augmentation"]))
     torch.manual_seed(job["seed"])
     model = build(job["model"])
     device = torch.device(job["device"])
+    if job["recipe"] == "theirs":
+        recipe = replace(Recipe(), **job["as_theirs"], augmentation=Augmentation(**job["augmentation"]))
+        precision = training_dtype(device, Path(job["cache"]))
+        training = their_loop()(model, fit, recipe, [job["epochs"]], job["seed"], device, precision)
+        for _ in range(job["epochs"]):
+            training.run_epoch()
+        training.average.apply()
+        found = evaluate(model, held_out, nc, batch=32, device=device).fitness.map
+        return lambda: {"map": found}
     outcome = train_proxy(
         model,
         fit,
         held_out,
         nc=nc,
         rungs=[job["epochs"]],
-        recipe=recipe,
+        recipe=Recipe(),
         seed=job["seed"],
         device=device,
         precision=training_dtype(device, Path(job["cache"])),
         report=lambda _: None,
     )
-    return lambda: outcome.map
+    return lambda: {"map": outcome.map}
+
+
+def their_loop() -> Any:
+    """Our engine in Ultralytics' loop: an uneven last batch, and a warm-up of three epochs in which the
+    rate and the passes to a step rise, while the rate's peak falls linearly over all epochs."""
+    import math
+
+    import torch
+
+    from nas.training.augment import generator_of
+    from nas.training.proxy import Training
+
+    class TheirLoop(Training):
+        _stepped = -1
+
+        def run_epoch(self) -> float:
+            (leg,) = self._legs
+            recipe, images = self._recipe, len(self._batches.images)
+            passes = -(-images // recipe.batch)
+            warmup = min(3, leg.epochs - 1) * passes
+            how = leg.augmentation(self.epoch, recipe)
+            order = torch.randperm(images, generator=generator_of(self._seed, self.epoch))
+            fall = 1 - (1 - recipe.final_lr) * self.epoch / leg.epochs
+            self._model.train()
+            for index, rows in enumerate(order.split(recipe.batch)):
+                done = index + passes * self.epoch
+                risen = min(1.0, done / warmup) if warmup else 1.0
+                for group in self._optimizer.param_groups:
+                    group["lr"] = recipe.lr * fall * risen
+                self._pass(self._batches.make(rows, how, generator_of(self._seed, self.epoch, index + 1)))
+                if done - self._stepped >= max(1, round(1 + (recipe.accumulate - 1) * risen)):
+                    torch.nn.utils.clip_grad_norm_(self._weights, recipe.clip)
+                    self._optimizer.step()
+                    self._optimizer.zero_grad()
+                    self.average.horizon = 1 / (1 - 0.9999 * (1 - math.exp(-(self.average.steps + 1) / 2000)))
+                    self.average.update()
+                    self._stepped = done
+            self.epoch += 1
+            return 0.0
+
+    return TheirLoop
 
 
 def theirs(job: Job) -> Any:
@@ -152,12 +207,15 @@ def theirs(job: Job) -> Any:
     )
     YOLO(job["yaml"]).train(**settings)
 
-    def score() -> float:
-        model = YOLO(folder / "t" / "weights" / "best.pt").model.float().to(job["device"])
+    def score(weights: str) -> float:
+        model = YOLO(folder / "t" / "weights" / weights).model.float().to(job["device"])
         _, held_out, nc = _images(job)
         return evaluate(model, held_out, nc, batch=32, device=torch.device(job["device"])).fitness.map
 
-    return score
+    def scores() -> dict[str, float]:
+        return {"map": score("last.pt"), "map_best": score("best.pt")}
+
+    return scores
 
 
 def _images(job: Job) -> tuple[Any, Any, int]:
@@ -204,16 +262,11 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[list[Job], Job]:
         path.write_text(yaml.safe_dump(model), encoding="utf-8")
         jobs.append({"name": "yolo11n" if architecture.is_skeleton else architecture.id, "model": model, "yaml": str(path)})
 
-    steps = max(1, len(parts["train"]) // THEIR_BATCH)
-    warmup = max(3 * steps, 100)  # Ultralytics: 3 epochs, at least 100 steps
-    lr = round(0.002 * 5 / (4 + dataset.nc), 6)  # what its optimizer "auto" takes
     as_theirs = {
         "batch": THEIR_BATCH,
-        "accumulate": 2,  # its own rises from 1 to 4 during the warm-up: 54 steps in 120 passes, here 60
-        "lr": lr,
-        "warmup": warmup / (steps * THEIR_EPOCHS),
+        "accumulate": 64 // THEIR_BATCH,  # to its nominal batch of 64
+        "lr": round(0.002 * 5 / (4 + dataset.nc), 6),  # of AdamW, which its optimizer "auto" takes for so few steps
         "weight_decay": 0.0005,
-        "statistics": 1 / 0.03 / (steps * THEIR_EPOCHS),
         "close_mosaic": 10 / THEIR_EPOCHS,
     }
     theirs_as_ours = {
@@ -283,7 +336,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Run everything, print the table, return the figures."""
     architectures, shared = prepare(options, folder)
     pairs = [(architecture, seed) for architecture in architectures for seed in range(options.seeds)]
-    us, them = Process(1), Process(1)
+    us, them = Process(1, "ours"), Process(1, "theirs")
     beside = {"folder": str(folder / "a")}
 
     def run(
@@ -299,10 +352,9 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     for architecture, seed in pairs:
         rows["theirs"].append(run(them, "theirs", "theirs", THEIR_EPOCHS, architecture, seed))
         rows["ours, same work"].append(run(us, "ours", "theirs", THEIR_EPOCHS, architecture, seed))
-        print(
-            f"{architecture['name']} seed {seed}: " + ", ".join(f"{k} {v[-1]['map']:.3f}" for k, v in rows.items()), flush=True
-        )
-    wanted = _mean(rows["theirs"], "map")
+        latest = ", ".join(f"{name} {row[-1]['map']:.3f} in {row[-1]['cpu']:.1f} s" for name, row in rows.items())
+        print(f"{architecture['name']} seed {seed}: {latest}", flush=True)
+    wanted = _mean(rows["theirs"], "map_best")
     for epochs in OUR_EPOCHS:
         rows["ours"] = [run(us, "ours", "ours", epochs, *pair) for pair in pairs]
         if _mean(rows["ours"], "map") >= wanted:
@@ -318,17 +370,21 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         means = [_mean(row, what) for what in ("map", "cpu", "wall", "peak_gb")]
         print(f"{name:16} {lengths[name]:6} {means[0]:9.3f} {means[1]:7.1f} {means[2]:7.1f} {means[3]:8.2f}")
     cpu = {name: _mean(row, "cpu") for name, row in rows.items()}
+    differences = [mine["map"] - other["map"] for mine, other in zip(rows["ours, same work"], rows["theirs"], strict=True)]
     figures = {
         "same_work_per_core": cpu["theirs"] / cpu["ours, same work"],
-        "map_difference": _mean(rows["ours, same work"], "map") - wanted,
+        "map_difference": statistics.fmean(differences),
         "to_same_map_per_core": cpu["theirs"] / cpu["ours"],
         "epochs_to_same_map": epochs,
-        "map_theirs": wanted,
+        "map_theirs": _mean(rows["theirs"], "map"),
+        "map_theirs_best_epoch": wanted,
         "map_ours": _mean(rows["ours"], "map"),
         "engine_share": cpu["theirs, recipe"] / cpu["ours"],
         "recipe_share": cpu["theirs"] / cpu["theirs, recipe"],
         "fixed_seconds_warm": fixed,
     }
+    if len(differences) > 1:
+        figures["map_difference_interval"] = _interval(differences)
     if options.device == "cpu":
         figures["to_same_map_two_cores"] = _two_cores(shared, architectures, folder, epochs)
     print()
@@ -341,6 +397,14 @@ def _mean(rows: list[dict[str, float]], what: str) -> float:
     return statistics.fmean(row[what] for row in rows)
 
 
+def _interval(values: list[float]) -> float:
+    """Half the width of the mean's 90% interval: Student's t, by its expansion around the normal."""
+    freedom = len(values) - 1
+    z = statistics.NormalDist().inv_cdf(0.95)
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return float(t * statistics.stdev(values) / len(values) ** 0.5)
+
+
 def _fixed_seconds(wall: Any) -> float:
     """What a trial costs without its epochs: the line through 1 and 3 epochs at 0 (the lower of two tries each)."""
     one, three = (min(wall(epochs) for _ in range(2)) for epochs in (1, 3))
@@ -349,7 +413,9 @@ def _fixed_seconds(wall: Any) -> float:
 
 def _two_cores(shared: Job, architectures: list[Job], folder: Path, epochs: int) -> float:
     """Wall clock per architecture: Ultralytics with two threads, over two of our processes side by side."""
-    them = Process(2)
+    if hasattr(os, "sched_setaffinity"):  # the call itself may be pinned to one core
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    them = Process(2, "theirs")
     job = shared | {"folder": str(folder / "two")}
     them.run(job | architectures[0] | {"how": "theirs", "recipe": "ours", "epochs": 1, "seed": 0})
     theirs = [
@@ -357,7 +423,7 @@ def _two_cores(shared: Job, architectures: list[Job], folder: Path, epochs: int)
         for a in architectures
     ]
     them.close()
-    pair = [Process(1), Process(1)]
+    pair = [Process(1, "ours"), Process(1, "ours")]
     todo = [job | a | {"how": "ours", "recipe": "ours", "epochs": epochs, "seed": 0} for a in architectures]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda process: process.run(todo[0]), pair))  # warm

@@ -1,15 +1,20 @@
 #!/usr/bin/env python
-"""Where a proxy's time goes: shares of a training pass, milliseconds of a pass in both precisions, one validation.
+"""Where a proxy's time goes: a training pass, in both precisions and its parts; a validation; zero-cost scores.
 
-    scripts/profile_proxy.py [--data YAML] [--imgsz 160] [--model yolo11n] [--batch 16] [--device cpu] [--json OUT]
+    scripts/profile_proxy.py [--data YAML] [--imgsz 160] [--model yolo11n] [--batch 16] [--device cpu] [--give-back]
+                             [--json OUT]
 
-Figures of CPUs are CPU time of one thread; on a GPU `busy` is the share of the wall clock in which a kernel ran.
+Runs in the environment of a search's workers, with `--give-back` without its settings of memory. Figures of CPUs are CPU
+time of one thread; on a GPU `busy` is the share of the wall clock in which a kernel ran.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
+import sys
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -24,11 +29,13 @@ from nas.cache import cache_root
 from nas.dataset.builtin import builtin_dataset
 from nas.dataset.description import read_dataset
 from nas.execution.work import images_of
-from nas.space.architecture import Architecture, model_yaml
+from nas.hardware import KEEP_MEMORY
+from nas.space.architecture import Architecture, model_yaml, place
 from nas.space.skeleton import read_skeleton
 from nas.training.augment import Augmentation
 from nas.training.proxy import Training
 from nas.training.recipe import Recipe
+from nas.training.zero_cost import score_batch, zero_cost_scores
 from nas.yolo.build import build
 from nas.yolo.metrics import evaluate
 
@@ -50,8 +57,11 @@ def main() -> None:
     parser.add_argument("--model", default="yolo11n")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--give-back", action="store_true", help="let the allocator give freed memory back")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
+    if not options.give_back and KEEP_MEMORY.items() - os.environ.items():  # they count from the start of a process
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
     torch.set_num_threads(1)
     dataset = read_dataset(builtin_dataset() if options.data is None else options.data)
     fit, held_out, nc = images_of(str(dataset.yaml), str(dataset.root), str(cache_root()), options.imgsz, 0.2, 0, False)
@@ -73,13 +83,27 @@ def main() -> None:
         ("bfloat16, mosaic and colours", torch.bfloat16, {"augmentation": strong, "close_mosaic": 0.0}),
     ):
         training, model = fresh(precision, **changes)
-        began = clock()
+        began, before, passes = clock(), resource.getrusage(resource.RUSAGE_SELF), 3 * (len(fit) // options.batch)
         for _ in range(3):
             training.run_epoch()
-        figures[f"ms a pass, {name}"] = 1e3 * (clock() - began) / 3 / (len(fit) // options.batch)
+        figures[f"ms a pass, {name}"] = 1e3 * (clock() - began) / passes
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        figures[f"of these in the system, {name}"] = 1e3 * (after.ru_stime - before.ru_stime) / passes
+        figures[f"page faults a pass, {name}"] = (after.ru_minflt - before.ru_minflt) / passes
     began = clock()
     evaluate(model, held_out, nc, batch=4 * options.batch, device=device)
     figures[f"seconds of a validation of {len(held_out)} images"] = clock() - began
+
+    batch = score_batch(fit, 0)
+    for block in ("keep", "repvit", "irmb", "mobile_mqa", "efficientvit"):
+        placements = [place(slot, block, 1.0, None, None, {}) for slot in skeleton.slots if block != "keep"]
+        architecture = Architecture(skeleton.name, tuple(placed for placed in placements if placed is not None))
+        torch.manual_seed(0)
+        model = build(model_yaml(skeleton, architecture, nc))
+        zero_cost_scores(model, batch)
+        began = time.process_time()
+        zero_cost_scores(model, batch)
+        figures[f"CPU seconds of zero-cost scores, {block}"] = time.process_time() - began
 
     training, _ = fresh(torch.bfloat16)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
@@ -97,7 +121,7 @@ def main() -> None:
     whole = sum(shares.values())
     figures |= {f"share: {group}": shares[group] / whole for group in (*GROUPS, "the rest")}
     for name, value in figures.items():
-        print(f"{name:45} {value:8.3f}")
+        print(f"{name:55} {value:10.3f}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.config import Budget, RunConfig
 from nas.dry_run import Rehearsal, Share, purchase
+from nas.pricing import Intervals
 
 TINY = "skeleton: yolo11n.yaml\nslots:\n  backbone.P5: {block: [keep, repvit], width: [0.5, 1.0]}\n"
 
@@ -34,6 +36,16 @@ def test_an_interval_holds_its_share_and_narrows(pair):
         assert 0 <= found.low <= met / of <= found.high <= 1
         assert 0 < found.likely <= 1
     assert many.high - many.low < few.high - few.low
+
+
+def test_a_share_by_predictions_is_as_wide_as_these_leave_open():
+    """Of 100 drawn 40 are surely within the limit, 20 surely over it; the rest may be either."""
+    ms = np.repeat([1.0, 1.9, 2.1, 3.0], [40, 20, 20, 20])
+    sure, unsure = Intervals(ms, ms, ms), Intervals(ms, 0.9 * ms, 1.1 * ms)
+    assert Share.of_predictions(sure, 2.0) == Share.of_sample(60, 100)
+    found = Share.of_predictions(unsure, 2.0)
+    assert (found.met, found.of) == (60, 100)
+    assert (found.low, found.high) == (Share.of_sample(40, 100).low, Share.of_sample(80, 100).high)
 
 
 @pytest.mark.parametrize(

@@ -74,12 +74,17 @@ class Estimator:
                 return architecture
         return None
 
-    def estimate(self, architecture: Architecture) -> Estimate | None:
-        """The latency of an architecture; None while too little was measured."""
+    def fitted(self) -> LatencyModel | None:
+        """The model of all that was measured, as soon as that is enough."""
         if self._space.size > MAX_COUNT and len(self._seen) >= max(MIN_COUNT, GROWTH * self._fitted):
             self.model = LatencyModel.fit(self._space.skeleton, list(self._seen.values()))
             self._fitted = len(self._seen)
-        if self.model is None:
+        return self.model
+
+    def estimate(self, architecture: Architecture) -> Estimate | None:
+        """The latency of an architecture; None while too little was measured."""
+        model = self.fitted()
+        if model is None:
             return None
-        ms, low, high = self.model.predict([architecture])
+        ms, low, high = model.predict([architecture])
         return Estimate(float(ms[0]), float(low[0]), float(high[0]))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -47,20 +47,22 @@ class Rows:
     numbers: Floats
 
 
-@dataclass
+@dataclass(frozen=True)
 class Encoder:
-    """Turns row kinds into arrays; families and knobs are numbered as they come."""
+    """Turns row kinds into arrays. Families that it does not know get numbers from `len(families)` on."""
 
     knobs: tuple[str, ...]
-    families: dict[tuple[str, int], int] = field(default_factory=dict)
+    families: Mapping[tuple[str, int], int]
 
     @classmethod
-    def of(cls, kinds: Iterable[RowKind]) -> Encoder:
-        return cls(tuple(sorted({name for kind in kinds for name, _ in kind.knobs})))
+    def of(cls, kinds: Sequence[RowKind]) -> Encoder:
+        families = dict.fromkeys(map(_family, kinds))
+        knobs = sorted({name for kind in kinds for name, _ in kind.knobs})
+        return cls(tuple(knobs), {family: number for number, family in enumerate(families)})
 
     def __call__(self, kinds: Sequence[RowKind]) -> Rows:
-        names = [(kind.module, len(kind.inputs)) for kind in kinds]
-        family = np.array([self.families.setdefault(name, len(self.families)) for name in names], dtype=np.int64)
+        families = dict(self.families)
+        family = np.array([families.setdefault(_family(kind), len(families)) for kind in kinds], dtype=np.int64)
         layer = np.array([kind.layer for kind in kinds], dtype=np.int64)
         return Rows(family, layer, np.array([self._numbers(kind) for kind in kinds]).reshape(len(kinds), -1))
 
@@ -77,6 +79,10 @@ class Encoder:
             float(kind.channels % GROUP > 0) / 2,
             *(np.log2(1 + max(knobs[name], 0.0)) if name in knobs else 0.0 for name in self.knobs),
         ]
+
+
+def _family(kind: RowKind) -> tuple[str, int]:
+    return kind.module, len(kind.inputs)
 
 
 def prior_mean(rows: Rows) -> Floats:

@@ -1,10 +1,11 @@
 """Latency of architectures that nobody has measured, with an interval, from a few dozen that somebody has.
 
-A model's latency is taken as the sum of its rows' times. The logarithm of a row's time is a Gaussian process: rows of one
-module (a block, or a stock layer) share a power law of channels, depth, resolution, heads and knobs with slopes drawn around
-what convolutions cost, and differ smoothly from it; a layer has an offset of its own. What was measured enters as it comes:
-times of rows, where the runtime has a profile, and latencies of whole models, whose logarithm is linearised around the
-present estimate (Gauss-Newton), so that the same model learns from whole models alone where there is nothing else.
+A model's latency is taken as the sum of its rows' times, but for a small power of it that is fitted to whole models. The
+logarithm of a row's time is a Gaussian process: rows of one module (a block, or a stock layer) share a power law of channels,
+depth, resolution, heads and knobs with slopes drawn around what convolutions cost, and differ smoothly from it; a layer has
+an offset of its own. What was measured enters as it comes: times of rows, where the runtime has a profile, and latencies of
+whole models, whose logarithm is linearised around the present estimate (Gauss-Newton), so that the same model learns from
+whole models alone where there is nothing else.
 
 Intervals are conformal: the errors made on measured architectures, each predicted without its own measurements
 (leave-one-out, exact for a Gaussian process), over the standard deviation that the process itself states; so they are right
@@ -27,7 +28,7 @@ from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
 
-LEVEL = 0.9
+LEVEL, NORMAL = 0.9, 1.645  # the level of intervals; a normal variable stays within so many standard deviations with it
 MIN_OBSERVATIONS = 3
 # Rows of the first so many observations that have some; further ones enter as whole models, which bounds the time of a fit.
 MAX_PROFILED = 40
@@ -38,6 +39,8 @@ MAX_JUDGED = 20
 ROW_FLOOR = 4e-4
 # Standard deviation of the logarithm of a whole model's measured latency: what figures of a quiet machine repeat within.
 WHOLE_NOISE = 0.01
+# Standard deviations of what a whole model takes beside its rows: a factor, and how it changes with the model's size (caches).
+BESIDE, BESIDE_SLOPE = 0.05, 0.1
 SPREAD = Spread()
 
 
@@ -114,9 +117,13 @@ class LatencyModel:
         unsure = np.maximum(variance(rows, SPREAD) - np.sum(shared @ self._known * shared, axis=1), 0.0)
         times = np.exp(log_times)[index]
         total = times.sum(1)
-        deviation = _deviation(times / total[:, None], unsure[index])
-        margin = np.exp(self._factor * deviation)
-        return total, total / margin, total * margin
+        shares, strange = times / total[:, None], rows.family >= len(self._encode.families)
+        # what no observation tells, none can correct: a new block's rows count in full, and err together
+        new = np.sum(shares * np.where(strange, np.sqrt(unsure), 0.0)[index], axis=1)
+        known = _deviation(shares, np.where(strange, 0.0, unsure)[index])
+        margin = np.exp(np.hypot(self._factor * known, NORMAL * new))
+        ms = total * np.exp(_size(total, self._typical) @ self._correction)
+        return ms, ms / margin, ms * margin
 
     def to_dict(self) -> dict[str, Any]:
         """The observations as plain data, from which the same model follows."""
@@ -170,6 +177,8 @@ class LatencyModel:
             surprise = np.append(log_row - prior[row], log_ms - np.log(total) + whole @ (estimate - prior))
             seen = np.concatenate([shared[row], whole @ shared])
             expected = np.concatenate([seen[:, row], seen @ whole.T], axis=1)
+            size = _size(total, typical := float(np.mean(np.log(total))))
+            expected[len(row) :, len(row) :] += size @ size.T
             if step == CHOOSE_NOISE:
                 noise = _likeliest_noise(expected, surprise, owner, floor, len(row))
             weighted = np.linalg.solve(expected + noise.covariance(owner, floor, len(row)), surprise)
@@ -178,8 +187,9 @@ class LatencyModel:
             estimate = estimate + change * min(1.0, STRIDE / largest)
             if step > CHOOSE_NOISE and largest < SETTLED:
                 break
-        precision: Floats = np.linalg.inv(expected + noise.covariance(owner, floor, len(row)))
+        precision = np.linalg.inv(expected + noise.covariance(owner, floor, len(row))).astype(np.float64)
         self._weights = looks.T @ weighted
+        self._typical, self._correction = typical, size.T @ weighted[len(row) :]
         self._known = looks.T @ precision @ looks
         groups = [np.flatnonzero(owner == number) for number in range(n)]
         errors, unsure = _left_out(precision, surprise, seen, np.diag(shared), groups, index)
@@ -264,6 +274,11 @@ def _left_out(
         mine = pull[np.ix_(own, index[number])]
         unsure[number] = known[index[number]] + np.sum(mine * (spread @ mine), axis=0)
     return errors, np.maximum(unsure, 0.0)
+
+
+def _size(total: Floats, typical: float) -> Floats:
+    """Features of the correction of whole models, (n, 2), each as large as its coefficient is believed to be."""
+    return np.stack([np.full(len(total), BESIDE), BESIDE_SLOPE * (np.log(total) - typical)], axis=1)
 
 
 def _deviation(shares: Floats, unsure: Floats) -> Floats:

@@ -95,7 +95,7 @@ def _held(skeleton: Skeleton, architectures: Sequence[Architecture]) -> tuple[li
     _, first, which = np.unique(np.fromiter(map(id, every), np.int64, len(every)), return_index=True, return_inverse=True)
     placements: list[list[Placement | None]] = [[None] for _ in skeleton.rows]
     numbers: dict[Placement, int] = {}
-    for placement in map(every.__getitem__, first):
+    for placement in map(every.__getitem__, np.sort(first)):  # in an order that no address decides
         if placement not in numbers:
             numbers[placement] = len(placements[placement.layer])
             placements[placement.layer].append(placement)

@@ -192,8 +192,7 @@ def _words(record: Record) -> str:
     if record.map is not None:
         facts.append(f"mAP50-95 {record.map:.4f}" + ("" if record.map50 is None else f" · mAP50 {record.map50:.4f}"))
     if record.latency_ms is not None:
-        spread = "" if record.latency_spread is None else f" (spread {record.latency_spread:.1%})"
-        facts.append(f"latency {record.latency_ms:.4g} ms{spread}")
+        facts.append(f"latency {record.latency_ms:.4g} ms{_certainty(record)}")
     if record.params is not None:
         facts.append(f"{record.params / 1e6:.2f} M params" + ("" if record.gmacs is None else f" · {record.gmacs:.2f} GMACs"))
     if record.size_mb is not None:
@@ -202,6 +201,17 @@ def _words(record: Record) -> str:
         )
     slots = [_hover(f"{slot}: {what}") for slot, what in record.placement.items()]
     return "<br>".join(facts + (slots or ["all slots keep the skeleton's block"]))
+
+
+def _certainty(record: Record) -> str:
+    """How sure a latency is: " (4.9 to 5.1, p90 5.3, predicted)", as far as known."""
+    known = []
+    if record.latency_low_ms is not None and record.latency_high_ms is not None:
+        known.append(f"{record.latency_low_ms:.4g} to {record.latency_high_ms:.4g}")
+    known += [] if record.latency_p90_ms is None else [f"p90 {record.latency_p90_ms:.4g}"]
+    known += [] if record.latency_spread is None else [f"spread {record.latency_spread:.1%}"]
+    known += [] if record.latency_source in {None, "measured"} else [str(record.latency_source)]
+    return f" ({', '.join(known)})" if known else ""
 
 
 def _front_table(records: Sequence[Record], summary: RunSummary) -> str:

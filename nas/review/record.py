@@ -39,6 +39,10 @@ class Record:
         memory_mb: peak memory of the activations of one inference, in 1e6 bytes, or None.
         seconds: device seconds charged.
         placement: slot -> short text of what stands there; slots that keep the skeleton's own block are left out.
+        latency_low_ms: lower end of the interval of the latency, or None.
+        latency_high_ms: upper end, or None.
+        latency_p90_ms: 90th percentile of the fastest measured block, or None.
+        latency_source: where the latency comes from: "measured", "predicted" or "table" (of another device), or None.
 
     Raises:
         ValueError: an unknown state or a number outside its range. What is not known is None, never NaN.
@@ -60,6 +64,10 @@ class Record:
     placement: Mapping[str, str] = field(hash=False)
     size_mb: float | None = None
     memory_mb: float | None = None
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
+    latency_p90_ms: float | None = None
+    latency_source: str | None = None
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -69,6 +77,9 @@ class Record:
             ("map50", 0.0, 1.0),
             ("latency_ms", math.ulp(0.0), math.inf),
             ("latency_spread", 0.0, math.inf),
+            ("latency_low_ms", math.ulp(0.0), math.inf),
+            ("latency_high_ms", math.ulp(0.0), math.inf),
+            ("latency_p90_ms", math.ulp(0.0), math.inf),
             ("gmacs", 0.0, math.inf),
             ("size_mb", 0.0, math.inf),
             ("memory_mb", 0.0, math.inf),

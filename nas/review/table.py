@@ -43,6 +43,10 @@ COLUMNS: Mapping[str, Column] = {
     "map": Column("mAP50-95 (of a segmentation model: of masks) on the run's split at the run's fidelity", "0 to 1"),
     "map50": Column("mAP50, likewise", "0 to 1"),
     "latency_ms": Column("latency on the run's target, p50; empty where another limit ruled it out before", "ms"),
+    "latency_low_ms": Column("lower end of its interval: of a measurement's blocks, or 90% of a prediction", "ms"),
+    "latency_high_ms": Column("upper end", "ms"),
+    "latency_p90_ms": Column("90th percentile of the fastest measured block", "ms"),
+    "latency_source": Column("measured, predicted (never on the front of a run's own target) or table (another device's)", ""),
     "latency_spread": Column("how far the third-lowest p50 of the measured blocks lies above the lowest", "ratio"),
     "params": Column("parameters of the fused model", ""),
     "gmacs": Column("multiply-accumulates of one image at the run's image size", "1e9"),
@@ -69,7 +73,7 @@ HEADINGS = (
     "memory",
     "against baseline",
 )
-LEGEND = "Against baseline: difference of mAP50-95, ratio of latency."
+LEGEND = "Against baseline: difference of mAP50-95, ratio of latency. ~: predicted, not measured."
 _ONLY_ON_PAPER = {"mAP50", "spread", "GMACs", "size", "memory"}  # a terminal of 100 columns has no room for them
 
 
@@ -123,7 +127,7 @@ def lines_of(records: Sequence[Record], summary: RunSummary) -> list[Line]:
             printable(r.id),
             "–" if r.map is None else f"{r.map:.3f}",
             "–" if r.map50 is None else f"{r.map50:.3f}",
-            "–" if r.latency_ms is None else milliseconds(r.latency_ms),
+            "–" if r.latency_ms is None else "~"[r.latency_source != "predicted" :] + milliseconds(r.latency_ms),
             "–" if r.latency_spread is None else f"{r.latency_spread:.1%}",
             "–" if r.params is None else f"{r.params / 1e6:.2f} M",
             "–" if r.gmacs is None else f"{r.gmacs:.2f}",

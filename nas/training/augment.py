@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import grid_sample
 
 from nas.yolo.decode import GREY, Images, Points
 from nas.yolo.masks import MASK_RATIO, overlap_mask, visible_boxes
@@ -132,18 +132,18 @@ class Batches:
     def _sample(self, tiles: Tensor, owner: Tensor, corner: Tensor, canvas_side: int, zoom_x: Tensor, centre: Tensor) -> Tensor:
         """The pixels (B, 3, S, S) in 0..1: tiles laid on canvases, which are resampled once."""
         side = self.images.imgsz
-        raw = self._read(tiles)
-        canvas = torch.zeros(len(centre), 3, canvas_side, canvas_side, device=self.device)
-        values = raw.float().sub_(GREY).div_(255)  # grey becomes 0, the value that resampling finds outside the canvas
-        for value, sample, (x, y) in zip(values, owner.tolist(), corner.tolist(), strict=True):
-            canvas[sample, :, y : y + side, x : x + side] = value
-        # output -> canvas, both in -1..1
-        theta = torch.zeros(len(centre), 2, 3)
-        theta[:, 0, 0] = side / canvas_side / zoom_x
-        theta[:, 1, 1] = side / canvas_side / zoom_x.abs()
-        theta[:, :, 2] = 2 * centre / canvas_side - 1
-        grid = affine_grid(theta.to(self.device), [len(centre), 3, side, side], align_corners=False)
-        return grid_sample(canvas, grid, align_corners=False).add_(GREY / 255)
+        canvas = torch.empty(len(centre), 3, canvas_side, canvas_side, device=self.device)
+        for sample in torch.bincount(owner).lt(4).nonzero().flatten().tolist() if canvas_side > side else ():
+            canvas[sample] = 0  # around a lone image
+        # grey becomes 0, the value that resampling finds outside the canvas
+        for tile, sample, (x, y) in zip(self._read(tiles), owner.tolist(), corner.tolist(), strict=True):
+            torch.sub(tile, float(GREY), out=canvas[sample, :, y : y + side, x : x + side])
+        # output -> canvas, both in -1..1, each axis for itself
+        middles = (torch.arange(side) + 0.5) * 2 / side - 1
+        offset, share = 2 * centre / canvas_side - 1, side / canvas_side / torch.stack([zoom_x, zoom_x.abs()], 1)
+        x, y = (offset[:, axis, None] + share[:, axis, None] * middles for axis in (0, 1))
+        grid = torch.stack((x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)), 3).to(self.device)
+        return grid_sample(canvas, grid, align_corners=False).add_(GREY).div_(255)
 
     def _read(self, tiles: Tensor) -> Tensor:
         """The pixels of some images, uint8 (T, 3, S, S), on the device."""

@@ -18,6 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -26,10 +27,14 @@ from nas.errors import InputError, NasError
 from nas.training.augment import Augmentation, Batches, generator_of
 from nas.yolo.build import inference_form, multiply_adds, parameters
 from nas.yolo.criterion import Batch, Criterion
-from nas.yolo.decode import Images
+from nas.yolo.decode import Images, Pixels
 
-BATCH = 8  # images that a score looks at: with more, a model of yolo11n's size at 160 px comes near a second of one core
+BATCH = 8  # images that a score looks at
+SIDE = (
+    96  # pixels of a larger image's side after shrinking: any model of the default space then takes under a second of one core
+)
 PART = 2  # images per gradient; ZiCo compares the gradients of several parts of the batch
+SMALL = 20480  # numbers; torch (aten/src/ATen/native/Convolution.cpp) gives what is larger to oneDNN, on one thread
 RECTIFIERS = frozenset(
     "relu relu_ relu6 hardtanh leaky_relu leaky_relu_ prelu elu elu_ selu celu silu gelu hardswish mish".split()
 )
@@ -139,7 +144,7 @@ def zero_cost_scores(model: nn.Module, batch: Batch) -> dict[str, float]:
     count = len(batch["img"])
     if count < 2 * PART:
         raise InputError(f"{count} different images to score an architecture by", f"there must be at least {2 * PART}")
-    with torch.random.fork_rng([]), torch.enable_grad():
+    with torch.random.fork_rng([]), torch.enable_grad(), _Grouped():
         torch.manual_seed(0)  # of whatever the model itself draws
         passes = _observe(model, batch)
     found = {name: score(passes) for name, score in SCORES.items()}
@@ -155,16 +160,31 @@ def zero_cost_scores(model: nn.Module, batch: Batch) -> dict[str, float]:
 def score_batch(images: Images, seed: int) -> Batch:
     """The images to score by, not augmented: equal for equal arguments, whatever the architecture.
 
-    Up to `BATCH` of them, no two alike (that would make NWOT's determinant zero), those with labels first.
+    Up to `BATCH` of them, shrunk to `SIDE`, no two alike (that would make NWOT's determinant zero), those with labels first.
     """
     order = torch.randperm(len(images), generator=generator_of(seed)).tolist()
     order.sort(key=lambda row: len(images.labels[row]) == 0)
-    chosen: dict[bytes, int] = {}
+    chosen: dict[bytes, tuple[int, Pixels]] = {}
     for row in order:
-        chosen.setdefault(images.pixels[row].tobytes(), row)
+        small = _shrunk(images.read(slice(row, row + 1)))
+        chosen.setdefault(small.tobytes(), (row, small))
         if len(chosen) == BATCH:
             break
-    return Batches(images, torch.device("cpu")).make(torch.tensor(list(chosen.values())), Augmentation(), generator_of(seed))
+    rows = [row for row, _ in chosen.values()]
+    taken, pixels = images.take(rows), np.concatenate([small for _, small in chosen.values()])
+    scale = np.float32(pixels.shape[-1] / images.imgsz)
+    polygons = taken.polygons and [[points * scale for points in outlines] for outlines in taken.polygons]
+    seen = Images(pixels, taken.labels, polygons=polygons)
+    return Batches(seen, torch.device("cpu")).make(torch.arange(len(rows)), Augmentation(), generator_of(seed))
+
+
+def _shrunk(pixels: Pixels) -> Pixels:
+    """Images (B, 3, S, S) of at most `SIDE` pixels a side, each the mean of those it stands for."""
+    if pixels.shape[-1] <= SIDE:
+        return pixels
+    means = torch.nn.functional.interpolate(torch.from_numpy(pixels).float(), (SIDE, SIDE), mode="area")
+    small: Pixels = means.round_().byte().numpy()
+    return small
 
 
 def activation_agreement(model: nn.Module, images: Tensor) -> Tensor:
@@ -292,6 +312,36 @@ class _Codes(TorchFunctionMode):
             both = ones @ ones.T
             own = both.diagonal()
             self.agreement += part.shape[1] - own[:, None] - own[None, :] + 2 * both
+
+
+class _Grouped(TorchFunctionMode):
+    """Convolves in groups by one product of matrices where torch would go through the groups one by one, of which a
+    depthwise convolution has as many as channels: a third of the synaptic flow's time."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if _name(func) == "conv2d" and len(args) == 7 and args[6] > 1 and _one_by_one(args[0]):
+            return grouped_convolution(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _one_by_one(images: Tensor) -> bool:
+    """Whether torch's grouped convolution of these on the CPU is a loop: small ones are, and all in double precision."""
+    return images.dtype == torch.float64 or images.numel() <= SMALL
+
+
+def grouped_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    """`conv2d` of the same arguments (B, C, H, W), as one batched product of the weights and the patches that they see."""
+    n, _, height, _ = x.shape
+    patches = torch.nn.functional.unfold(x, weight.shape[2:], dilation, padding, stride)
+    kernels = weight.reshape(groups, len(weight) // groups, -1)
+    y = (kernels @ patches.reshape(n, groups, kernels.shape[2], -1)).reshape(n, len(weight), -1)
+    rows = (height + 2 * padding[0] - dilation[0] * (weight.shape[2] - 1) - 1) // stride[0] + 1
+    y = y.reshape(n, len(weight), rows, -1)
+    return y if bias is None else y + bias[:, None, None]
 
 
 class _Conducting(TorchFunctionMode):

@@ -48,9 +48,14 @@ class Criterion:
 
 
 def _as_float(predictions: Any) -> Any:
-    """The tensors of nested predictions in float32."""
+    """The tensors of nested predictions in float32; feature maps, of which a loss reads no value, as mere shapes of it."""
     if isinstance(predictions, Tensor):
         return predictions.float()
     if isinstance(predictions, dict):
-        return {key: _as_float(value) for key, value in predictions.items()}
+        return {key: _shapes(value) if key == "feats" else _as_float(value) for key, value in predictions.items()}
     return type(predictions)(map(_as_float, predictions))
+
+
+def _shapes(maps: list[Tensor]) -> list[Tensor]:
+    """Float32 tensors of the same shapes, which take no memory."""
+    return [torch.zeros((), device=each.device).expand(each.shape) for each in maps]

@@ -58,7 +58,7 @@ def test_every_probe_gets_a_line_and_none_is_measured_twice(probes: Path) -> Non
         assert line["runtime"].startswith("onnxruntime ") and line["runtime"].endswith(" CPUExecutionProvider")
         assert {line["throttled"], line["noisy"]} <= {"0", "1"} and line["threads"] == "1"
         rows = [float(line[f"row_{row}"] or 0) for row in range(ROWS)]
-        assert rows[0] > 0 and rows[-1] > 0 and 0.1 < sum(rows) / ms < 10
+        assert rows[0] > 0 and rows[-1] > 0 and 0.01 < sum(rows) / ms < 100
     whole = out.read_text()
     out.write_text(whole + "torn,1.0,")  # a power cut in the middle of a line
     again = run(probes)

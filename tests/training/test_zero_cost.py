@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,9 +24,11 @@ from nas.training import zero_cost
 from nas.training.zero_cost import (
     BATCH,
     SCORES,
+    SIDE,
     Passes,
     UndefinedScoreError,
     activation_agreement,
+    grouped_convolution,
     layer_weights,
     loss_gradients,
     score_batch,
@@ -333,6 +336,32 @@ def test_what_is_not_finite_is_said(batch: Batch) -> None:
     same = {**batch, "img": batch["img"][:1].expand(BATCH, -1, -1, -1)}
     with pytest.raises(UndefinedScoreError, match="nwot = -inf"):
         zero_cost_scores(model_of(), same)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "groups", "bias"), [(3, 1, 8, True), (5, 2, 8, False), (1, 1, 2, False)])
+def test_a_grouped_convolution_is_one_product(kernel: int, stride: int, groups: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 16, kernel, stride, kernel // 2, groups=groups, bias=bias).double()
+    x = torch.randn(2, 8, 7, 9, dtype=torch.float64, requires_grad=True)
+    more = (layer.stride, layer.padding, layer.dilation, groups)
+    expected, found = layer(x), grouped_convolution(x, layer.weight, layer.bias, *more)
+    assert torch.allclose(expected, found, rtol=1e-12)
+    given = torch.randn_like(expected)
+    for leaf in (x, layer.weight):
+        one, other = (torch.autograd.grad(y, leaf, given, retain_graph=True)[0] for y in (expected, found))
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_large_images_are_scored_small(rectangles: Rectangles) -> None:
+    images = rectangles(12, 2 * SIDE, 0).take([11, 3, 5, 7, 9, 1])  # their pixels lie in another order
+    corners = np.array([[0, 0], [8, 0], [8, 8]], np.float32)
+    outlined = replace(images, polygons=[[corners] * len(label) for label in images.labels])
+    batch = score_batch(outlined, 0)
+    assert batch["img"].shape == (6, 3, SIDE, SIDE) and batch["masks"].shape == (6, SIDE // 4, SIDE // 4)
+    means = images.read(slice(None)).reshape(6, 3, SIDE, 2, SIDE, 2).mean((3, 5)) / 255
+    distance = np.abs(batch["img"].numpy()[:, None] - means[None]).max((2, 3, 4))
+    assert sorted(distance.argmin(1)) == list(range(6)) and distance.min(1).max() < 0.51 / 255
+    assert batch["bboxes"].max() < 5 / SIDE  # polygons shrink with the pixels
 
 
 def test_images_to_score_by(rectangles: Rectangles) -> None:
