@@ -51,6 +51,7 @@ def test_what_is_near_the_limit_comes_in_the_order_of_its_promise_and_then_the_p
     assert sum(map(accuracy, head)) / len(head) > sum(map(accuracy, rest)) / len(rest)
     front = [a for a in trained if not any(beats(b, a) for b in trained)]
     assert set(tail) == {a for a in front if trained.index(a) % 2}
+    assert not set(to_measure(SPACE, entries, Limits(ms=1e9), head)) & set(head)
 
 
 def beats(a, b) -> bool:
