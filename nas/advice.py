@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +61,13 @@ def accuracy_of(space: SearchSpace, entries: Sequence[Entry]) -> Additive | None
     return Additive.fit(space.skeleton, list(trained), list(trained.values()))
 
 
-def to_measure(space: SearchSpace, entries: Sequence[Entry], limits: Limits) -> list[Architecture]:
+def to_measure(
+    space: SearchSpace, entries: Sequence[Entry], limits: Limits, measured: Collection[Architecture] = ()
+) -> list[Architecture]:
     """What to measure on the device of a table: at most 20 whose prediction was too near the limit, the most promising
-    first, then the members of the front whose latency is a prediction."""
-    near = list(dict.fromkeys(e.architecture for e in entries if e.state == "rejected" and e.reason == NEAR))
+    first, then the members of the front whose latency is a prediction. What is `measured` by now is left out."""
+    unsure = (e.architecture for e in entries if e.state == "rejected" and e.reason == NEAR)
+    near = [a for a in dict.fromkeys(unsure) if a not in measured]
     if near and (accuracy := accuracy_of(space, entries)) is not None:
         order = np.argsort(-accuracy.predict(near), kind="stable")
         near = [near[index] for index in order]
@@ -72,7 +75,7 @@ def to_measure(space: SearchSpace, entries: Sequence[Entry], limits: Limits) -> 
     points = [(e.result["map"], e.price["ms"]) for e in done if e.result and e.price]
     front = [done[i] for i in front_indices(*zip(*points, strict=True))] if points else []
     predicted = [e.architecture for e in front if e.price and e.price.get("source") == "predicted"]
-    return list(dict.fromkeys([*near[:MAX_TO_MEASURE], *predicted]))
+    return list(dict.fromkeys([*near[:MAX_TO_MEASURE], *(a for a in predicted if a not in measured)]))
 
 
 def worth_training(

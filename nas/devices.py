@@ -69,7 +69,8 @@ def ask_for_more(
     Raises:
         InputError: it could not be written.
     """
-    architectures = to_measure(space, entries, config.limits)
+    measured = {row.architecture for row in prices.table.measured}
+    architectures = to_measure(space, entries, config.limits, measured)
     if not architectures:
         return "nothing is left to measure on the device"
     file = Path(Target.parse(config.target).file)

@@ -143,7 +143,14 @@ def _measured(
             key = model_key(model, run.config.imgsz)
             price = cache.get(key)
             if price is None:
-                job = PriceJob(model, str(target), run.config.imgsz, weights=run.config.weights, blocks=blocks)
+                job = PriceJob(
+                    model,
+                    str(target),
+                    run.config.imgsz,
+                    weights=run.config.weights,
+                    allow_noisy=run.config.allow_noisy,
+                    blocks=blocks,
+                )
                 told = _price(executor, job, entry.architecture)
                 if isinstance(told, str):
                     notes.append(f"trial {entry.number} could not be measured: {told}")

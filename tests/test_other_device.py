@@ -24,7 +24,19 @@ slots:
   backbone.P4: {block: [keep, repvit, irmb], width: [0.5, 1.0]}
   backbone.P5: {block: [keep, repvit], width: [0.5, 1.0]}
 """
-SEARCH = ["--data", "small.yaml", "--space", "tiny.yaml", "--epochs", "1", "--workers", "1", "--budget", "4trials"]
+SEARCH = [
+    "--data",
+    "small.yaml",
+    "--space",
+    "tiny.yaml",
+    "--epochs",
+    "1",
+    "--workers",
+    "1",
+    "--budget",
+    "4trials",
+    "--allow-noisy",
+]
 
 pytestmark = pytest.mark.slow
 
