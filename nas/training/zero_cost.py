@@ -30,9 +30,8 @@ from nas.yolo.criterion import Batch, Criterion
 from nas.yolo.decode import Images, Pixels
 
 BATCH = 8  # images that a score looks at
-SIDE = (
-    96  # pixels of a larger image's side after shrinking: any model of the default space then takes under a second of one core
-)
+# Pixels of an image's side, to which larger ones are shrunk: any model of the default space then takes under a second of one core.
+SIDE = 160
 PART = 2  # images per gradient; ZiCo compares the gradients of several parts of the batch
 SMALL = 20480  # numbers; torch (aten/src/ATen/native/Convolution.cpp) gives what is larger to oneDNN, on one thread
 RECTIFIERS = frozenset(
