@@ -17,8 +17,8 @@ from nas.latency.table import NEAR
 from nas.limits import Limits
 from nas.review.suggested import Suggestion
 from nas.runs.store import Entry
-from nas.search.additive import MIN_RESULTS, Additive
 from nas.search.front import front_indices
+from nas.search.ridge import MIN_RESULTS, Additive
 from nas.search.unseen import ENUMERABLE
 from nas.seeds import derive
 from nas.space.architecture import Architecture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from functools import partial
@@ -108,6 +109,8 @@ def search(ctx: click.Context, /, **options: Any) -> None:
 
     Ctrl-C lets running trials end and writes the front; a second Ctrl-C stops at once. Both can be resumed.
     """
+    # This process computes little, and must not spin on the cores that its workers need.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from nas import api  # noqa: PLC0415  (a command pays for its own imports)
     from nas.config import parse_limits, parse_settings  # noqa: PLC0415
     from nas.review.progress import progress  # noqa: PLC0415

@@ -146,12 +146,22 @@ def for_scores(whole: Job) -> Job:
 
 def diverse(space: Any, count: int, imgsz: int) -> list[Any]:
     """The skeleton, and random architectures evenly spread over multiply-adds."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
     from nas.space.architecture import model_yaml
-    from nas.yolo.build import build, multiply_adds
+    from nas.yolo.build import build
+
+    def size(architecture: Any) -> float:
+        """Operations of a small image, of convolutions and products: trainings that are kept were chosen by these."""
+        model = build(model_yaml(space.skeleton, architecture, 3)).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, 64, 64))
+        return float(counter.get_total_flops())
 
     rng = random.Random(0)
     drawn = list(dict.fromkeys(space.sample(rng, imgsz) for _ in range(4 * count)))
-    drawn.sort(key=lambda a: multiply_adds(build(model_yaml(space.skeleton, a, 3)).eval(), 64))
+    drawn.sort(key=size)
     places = np.linspace(0, len(drawn) - 1, count - 1).round().astype(int)
     return [space.baseline, *(drawn[place] for place in places)]
 

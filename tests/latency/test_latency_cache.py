@@ -14,7 +14,7 @@ CPU = Target("cpu:onnxruntime")
 
 
 def price(ms: float, spread: float = 0.02) -> dict:
-    return as_price(Latency(ms, ms, ms * (1 + spread), ms * 1.1, spread, 50), 2_600_000, 3.25)
+    return as_price(Latency(ms, ms, ms * (1 + spread), ms * 1.1, spread, 50), {"params": 2_600_000, "gmacs": 3.25})
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from nas.search.additive import Additive
+from nas.search.ridge import Additive
 from nas.space.reader import find_space, read_space
 
 SPACE = read_space(find_space("yolo11n-blocks"))
@@ -39,7 +39,7 @@ def test_noise_teaches_nothing_and_it_says_so():
 
 
 def test_the_error_is_that_of_leaving_each_out(monkeypatch):
-    monkeypatch.setattr("nas.search.additive._STRENGTHS", (3.0,))
+    monkeypatch.setattr("nas.search.ridge._STRENGTHS", (3.0,))
     seen = drawn(9)
     values = np.array([truth(a) for a in seen])
     missed = []
