@@ -92,7 +92,7 @@ def test_a_second_call_completes_the_folder_and_spares_another(folder, space, tm
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(InputError, match="holds no probes"):
         probes("--out", tmp_path, "--space", space, "--count", 9)
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="holds no probes"):
         probes("--out", tmp_path / "letter.txt", "--space", space, "--count", 9)
 
 

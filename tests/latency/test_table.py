@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import random
 import re
 from pathlib import Path
@@ -27,8 +26,10 @@ def drawn(count, space=SPACE):
 
 
 def latency(architecture) -> float:
-    """ms: a sum over what the slots hold."""
-    return 10 + sum(math.log2(p.channels) * p.depth * (1 + len(p.block) / 10) for p in architecture.placements)
+    """ms: a sum over what the slots hold, of which some blocks are slower than others."""
+    placed = {p.slot: (p.channels, p.depth, 1 + len(p.block) / 10) for p in architecture.placements}
+    own = {slot.name: (slot.row.c2, slot.depth, 1.5) for slot in SPACE.skeleton.slots}
+    return 2 + sum(channels * depth * slowness for channels, depth, slowness in {**own, **placed}.values()) / 500
 
 
 def row(architecture, **more):
