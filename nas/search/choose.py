@@ -172,7 +172,7 @@ def _most_promising(
     def gains(surrogate: Surrogate, rows: Rows) -> Floats:
         points = pool[rows]
         mean, deviation = surrogate.predict(Inputs.of(frame.features(points)))
-        deviation = BOLDNESS * np.hypot(deviation, surrogate.noise)
+        deviation = BOLDNESS * deviation  # not of the noise: a lucky training is no better architecture
         if winner:
             return chance[rows] * _over_best(frame, all_errors, all_x, mean, deviation)
         reference = frame.reference_error

@@ -97,7 +97,7 @@ def test_a_batch_spreads():
     """What runs is believed: of forty pairs of twins a batch without results between holds no pair."""
     rng = np.random.default_rng(1)
     x = np.repeat(rng.uniform(0, 1, (40, 2)), 2, axis=0)
-    latency, errors = np.exp(x[:, 0]), np.exp(-1 - 0.5 * x[:, 0] + 0.2 * x[:, 1])
+    latency, errors = np.exp(x[:, 0]), np.exp(-1 - 0.5 * x[:, 0] + 0.01 * x[:, 1])
     points = Points(encode(x.T.tolist()), latency, latency, latency)
     left, batch, done = list(range(10, 80)), [], np.arange(10)
     for number in range(10, 22):
