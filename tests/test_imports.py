@@ -66,7 +66,8 @@ ARROWS = {
 # Who alone may import a package.
 OWNERS = {
     "ultralytics": {"nas.yolo"},
-    "optuna": {"nas.runs.database", "nas.runs.store", "nas.search.sampler"},
+    "optuna": {"nas.runs.database", "nas.runs.store", "nas.search.sampler", "nas.search.front_sampler"},
+    "scipy": {"nas.search.surrogate", "nas.search.acquisition"},
     "ray": {"nas.execution.ray"},
     # the entrance exam runs a block's own export, which no model and no target stands around
     "onnxruntime": {"nas.latency", "nas.blocks.exam"},

@@ -128,8 +128,20 @@ def test_boxes_are_refused_with_file_and_cure(home: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["yolov8n-seg", "yolo26n-seg", "yolo12n-seg"])
 def test_without_data_the_built_in_set_has_polygons(tmp_path: Path, name: str) -> None:
     (tmp_path / "space.yaml").write_text(SPACE.format(name))
-    words = ["--space", "space.yaml", "--imgsz", "96", "--epochs", "4", "--budget", "2trials", "--workers", "2", "--allow-noisy"]
-    done = nas(tmp_path, "search", *words)
+    words = [
+        "--space",
+        "space.yaml",
+        "--imgsz",
+        "96",
+        "--epochs",
+        "4",
+        "--budget",
+        "2trials",
+        "--workers",
+        "2",
+        "--allow-noisy",
+    ]
+    done = nas(tmp_path, "search", *words, "--allow-noisy")
     assert done.returncode == 0, done.stderr
     found = results(tmp_path / "results" / "search")
     assert len(found) == 2

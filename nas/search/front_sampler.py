@@ -1,0 +1,211 @@
+"""`front`: an Optuna sampler that knows every candidate's latency and proposes by expected gain (`choose.py`).
+
+It is asked and told like any other sampler; which architectures there are, what they look like and how fast they are comes
+from `Candidates`: the rows of a table, or a search space. One object serves a whole search. What it proposes follows from
+(seed, trial, results so far); all it remembers is what it would compute again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from nas.search.acquisition import QUANTILE, Steps
+from nas.search.choose import Fits, Frame, Points, choose
+from nas.search.surrogate import Floats
+from nas.seeds import derive
+from nas.space.architecture import Architecture
+from nas.space.features import Features, SpaceCodes
+
+LEAST_ERROR = 1e-3  # of the ceiling: nothing is believed to be more accurate
+Codes = NDArray[np.int32]
+Latency = Callable[[Codes], tuple[Floats, Floats, Floats]]
+"""Of codes: ms, and its 5% and 95% quantiles. Equal where it is known exactly."""
+
+
+class Candidates(Protocol):
+    """What may be proposed. A candidate is a row of `codes`, whatever these mean to its maker."""
+
+    def code(self, trial: FrozenTrial) -> Codes | None:
+        """What a trial evaluates; None for a trial that is none of these."""
+        ...
+
+    def params(self, code: Codes) -> Mapping[str, Any]:
+        """The parameters that draw a candidate."""
+        ...
+
+    def pool(self, seen: Collection[bytes], front: Codes, rng: np.random.Generator) -> Codes:
+        """Candidates (rows, slots) whose bytes are not in `seen`; where too many for all, some near `front`."""
+        ...
+
+    def features(self, codes: Codes) -> Features: ...
+
+    def latency(self, codes: Codes) -> tuple[Floats, Floats, Floats]: ...
+
+
+class FrontSampler(BaseSampler):
+    """Proposes the candidate with the largest expected gain; never one again before all within the limit were proposed.
+
+    Studies have two objectives: accuracy up, in [0, `ceiling`], and latency (ms) down.
+
+    Args:
+        frame: the latencies that count, the limit, the reference.
+        ceiling: the largest possible accuracy: 1 for mAP, 100 for points.
+        seen: codes, as bytes, of what else may not be proposed: what was rejected before it became a trial with a result.
+    """
+
+    def __init__(
+        self, candidates: Candidates, frame: Frame, seed: int, ceiling: float = 1.0, seen: Collection[bytes] = frozenset()
+    ) -> None:
+        self._candidates, self._frame, self._seed, self._ceiling = candidates, frame, seed, ceiling
+        self._elsewhere = seen
+        self._fits = Fits()
+        self._params: Mapping[str, Any] = {}
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """A trial begins: the whole architecture is chosen now, and handed out parameter by parameter."""
+        self._params = self._propose(study.get_trials(deepcopy=False), trial.number)
+        return {}
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:  # noqa: ARG002
+        return {}
+
+    def sample_independent(
+        self,
+        study: Study,  # noqa: ARG002
+        trial: FrozenTrial,  # noqa: ARG002
+        param_name: str,
+        param_distribution: BaseDistribution,  # noqa: ARG002
+    ) -> Any:
+        return self._params[param_name]
+
+    def _propose(self, trials: Sequence[FrozenTrial], number: int) -> Mapping[str, Any]:
+        told = [(t, code) for t in trials if t.number != number and (code := self._candidates.code(t)) is not None]
+        done = [(t, code) for t, code in told if t.state == TrialState.COMPLETE]
+        running = [code for t, code in told if t.state in {TrialState.RUNNING, TrialState.WAITING}]
+        accuracy, latency = (np.array([t.values[i] for t, _ in done], dtype=np.float64) for i in (0, 1))
+        errors = np.maximum(self._ceiling - accuracy, LEAST_ERROR * self._ceiling)
+        done_codes = np.array([code for _, code in done], dtype=np.int32)
+        rng = np.random.default_rng(derive(self._seed, number, "pool"))
+        seen = {code.tobytes() for _, code in told} | set(self._elsewhere)
+        front = done_codes[_front(errors, latency, self._frame)] if done else done_codes
+        codes = self._candidates.pool(seen, front, rng)
+        pool = self._points(codes)
+        evaluated = self._points(done_codes, latency) if done else pool[np.arange(0)]
+        waiting = self._points(np.array(running, dtype=np.int32)) if running else pool[np.arange(0)]
+        row = choose(pool, evaluated, errors, waiting, self._frame, self._seed, number, self._fits) if len(codes) else None
+        if row is None:  # everything within the limit was proposed: again, as random search would
+            codes = self._candidates.pool(frozenset(), front, rng)
+            latency = self._candidates.latency(codes)[0]
+            limit = np.inf if self._frame.limit_ms is None else self._frame.limit_ms
+            within = np.flatnonzero(latency <= limit)
+            row = int(rng.choice(within)) if within.size else int(np.argmin(latency))
+        return self._candidates.params(codes[row])
+
+    def _points(self, codes: Codes, measured: Floats | None = None) -> Points:
+        latency = self._candidates.latency(codes) if measured is None else (measured, measured, measured)
+        return Points(self._candidates.features(codes), *latency)
+
+
+def _front(errors: Floats, latency: Floats, frame: Frame) -> NDArray[np.intp]:
+    """Rows of the results that no other within the limit dominates."""
+    x = np.log(latency)
+    steps = Steps.of(errors, x, float(errors.max()) * 2, frame.end)
+    return np.flatnonzero((errors <= steps.level_at(x)) & (x < frame.end))
+
+
+class TableCandidates:
+    """The rows of a table: everything is known of each but its accuracy. A code is the row's number.
+
+    Args:
+        features: of all rows.
+        latency: ms, of all rows.
+        params: of each row, its parameters: no two rows alike.
+        uncertainty: standard deviation of log latency; 0 where it is known exactly.
+    """
+
+    def __init__(
+        self, features: Features, latency: Floats, params: Sequence[Mapping[str, Any]], uncertainty: float = 0.0
+    ) -> None:
+        self._features, self._latency, self._params = features, latency, params
+        self._factor = math.exp(QUANTILE * uncertainty)
+        self._row = {_key(own): row for row, own in enumerate(params)}
+
+    def code(self, trial: FrozenTrial) -> Codes | None:
+        row = self._row.get(_key(trial.params))
+        return None if row is None else np.array([row], dtype=np.int32)
+
+    def params(self, code: Codes) -> Mapping[str, Any]:
+        return self._params[int(code[0])]
+
+    def pool(self, seen: Collection[bytes], front: Codes, rng: np.random.Generator) -> Codes:  # noqa: ARG002
+        rows = np.arange(len(self._latency), dtype=np.int32)
+        gone = np.frombuffer(b"".join(seen), dtype=np.int32)
+        return np.delete(rows, gone)[:, None]
+
+    def features(self, codes: Codes) -> Features:
+        return self._features[codes.reshape(-1)]
+
+    def latency(self, codes: Codes) -> tuple[Floats, Floats, Floats]:
+        own = self._latency[codes.reshape(-1)]
+        return own, own / self._factor, own * self._factor
+
+
+def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(params.items()))
+
+
+class SpaceCandidates:
+    """The architectures of a search space: all of a small one, of a large one random ones and the front's neighbours.
+
+    Args:
+        codes: of the space.
+        latency: of many codes at once.
+        allowed: whether no rule forbids an architecture.
+        architecture: of a trial; None where it has none (yet).
+    """
+
+    ENUMERATED = 50_000
+    DRAWN = 20_000
+
+    def __init__(
+        self,
+        codes: SpaceCodes,
+        latency: Latency,
+        allowed: Callable[[Architecture], bool],
+        architecture: Callable[[FrozenTrial], Architecture | None],
+    ) -> None:
+        self._codes, self._latency, self._allowed, self._architecture = codes, latency, allowed, architecture
+        self._rules = bool(codes.space.forbid)
+
+    def code(self, trial: FrozenTrial) -> Codes | None:
+        architecture = self._architecture(trial)
+        return None if architecture is None else self._codes.code(architecture)
+
+    def params(self, code: Codes) -> Mapping[str, Any]:
+        return self._codes.params(code)
+
+    def pool(self, seen: Collection[bytes], front: Codes, rng: np.random.Generator) -> Codes:
+        if self._codes.space.size <= self.ENUMERATED:
+            found = self._codes.all()
+        else:
+            near = [self._codes.neighbours(code) for code in front]
+            found = np.unique(np.vstack((*near, self._codes.draw(self.DRAWN, rng))), axis=0)
+        return found[[code.tobytes() not in seen and self._lets(code) for code in found]]
+
+    def _lets(self, code: Codes) -> bool:
+        return not self._rules or self._allowed(self._codes.architecture(code))
+
+    def features(self, codes: Codes) -> Features:
+        return self._codes.features(codes)
+
+    def latency(self, codes: Codes) -> tuple[Floats, Floats, Floats]:
+        return self._latency(codes)

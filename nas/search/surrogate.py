@@ -1,0 +1,224 @@
+"""The accuracy model: a small exact Gaussian process on the logarithm of the error, for tens to a thousand results.
+
+The logarithm makes gains comparable: from 40 to 39 points of error counts as from 20 to 19.5. The kernel is
+
+    c² + Σ_g a_g² x_g·x'_g + Σ_g b_g² φ(x_g)·φ(x'_g) + s² M(√(Σ_g |x_g - x'_g|² / ℓ_g²)) + noise²
+
+over groups g of columns (one number, or one category as one-hot): main effects that are linear, and for numbers curved
+(φ: Legendre polynomials of degree 2 and 3), beside a Matérn-5/2 product for whatever interacts. Dozens of results carry
+only so much, so all of a, b, ℓ, s and noise have log-normal priors and are set to their most probable values.
+
+Sources: C. E. Rasmussen and C. K. I. Williams, "Gaussian Processes for Machine Learning", MIT Press 2006: posterior
+(2.25, 2.26), marginal likelihood and its gradient (5.8, 5.9), leave-one-out (5.12).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+
+from nas.space.features import Features
+
+Floats = NDArray[np.float64]
+
+OFFSET = 2.0  # c: the mean is not known beforehand
+# Medians and widths (of the logarithm) of the priors, for targets scaled to a standard deviation of about 1.
+LINEAR, CURVED, LENGTH, PRODUCT, NOISE = (1.0, 0.5), (0.3, 0.5), (1.0, 0.5), (0.5, 1.0), (0.1, 1.0)
+TYPICAL_SPREAD = 0.2  # of log error over a search space: what the scale is before results say otherwise
+OUTLIER = 3.0  # an error so many interquartile ranges above the quartile is drawn in to there: a collapsed training
+JITTER = 1e-6
+FIT_STEPS = 60
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Features in the two forms that the kernel needs: columns of main effects, and points for distances."""
+
+    effects: Floats
+    points: Floats
+
+    @classmethod
+    def of(cls, features: Features) -> Inputs:
+        return cls(np.hstack((features.points, _curves(features))), features.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, rows: NDArray[np.intp] | slice) -> Inputs:
+        return Inputs(self.effects[rows], self.points[rows])
+
+    def joined(self, other: Inputs) -> Inputs:
+        return Inputs(np.vstack((self.effects, other.effects)), np.vstack((self.points, other.points)))
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which columns of `Inputs` belong to which hyperparameter: the form of the kernel, the same for a whole search."""
+
+    effects: NDArray[np.intp]
+    points: NDArray[np.intp]
+    prior: Floats  # (2, hyperparameters): mean and width of each logarithm
+
+    @classmethod
+    def of(cls, features: Features) -> Form:
+        groups, curved = len(features.numeric), np.flatnonzero(features.numeric)
+        effects = np.concatenate((features.groups, np.tile(groups + np.arange(curved.size), 2)))
+        prior = [LINEAR] * groups + [CURVED] * curved.size + [LENGTH] * groups + [PRODUCT, NOISE]
+        return cls(effects, features.groups, np.array([(math.log(median), width) for median, width in prior]).T)
+
+    @property
+    def split(self) -> int:
+        """Number of hyperparameters of main effects; lengths follow, then the product's size and the noise."""
+        return int(self.effects.max(initial=-1)) + 1
+
+
+def _curves(features: Features) -> Floats:
+    """Legendre polynomials of degree 2 (halved) and 3 (quartered) of the numbers, all of one degree together."""
+    x = 2 * features.points[:, features.numeric[features.groups]]
+    return np.hstack(((3 * x**2 - 1) / 4, (5 * x**3 - 3 * x) / 8))
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A fitted model; `mean` and `spread` (of log error) are the scale it works in, `theta` log hyperparameters."""
+
+    form: Form
+    theta: Floats
+    inputs: Inputs
+    targets: Floats
+    mean: float
+    spread: float
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of log error that no feature explains: of a repeated training."""
+        return float(self.spread * math.sqrt(math.exp(2 * self.theta[-1]) + JITTER))
+
+    @cached_property
+    def _factor(self) -> Floats:
+        gram = kernel(self.form, self.theta, self.inputs, self.inputs)
+        gram[np.diag_indices_from(gram)] += math.exp(2 * self.theta[-1]) + JITTER
+        return np.asarray(cholesky(gram, lower=True))
+
+    @cached_property
+    def _weights(self) -> Floats:
+        return np.asarray(cho_solve((self._factor, True), self.targets))
+
+    def predict(self, inputs: Inputs) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of log error, without the noise of a training."""
+        across = kernel(self.form, self.theta, self.inputs, inputs)
+        half = solve_triangular(self._factor, across, lower=True)
+        variance = variances(self.form, self.theta, inputs) - np.einsum("ij,ij->j", half, half)
+        return (
+            self.mean + self.spread * (across.T @ self._weights),
+            self.spread * np.sqrt(np.maximum(variance, JITTER)),
+        )
+
+    def believing(self, inputs: Inputs) -> Surrogate:
+        """As if these had come out as it expects (kriging believer): the same mean, less doubt around them."""
+        expected = (self.predict(inputs)[0] - self.mean) / self.spread
+        return replace(self, inputs=self.inputs.joined(inputs), targets=np.concatenate((self.targets, expected)))
+
+    @cached_property
+    def leave_one_out(self) -> Floats:
+        """Of each result, its log error less what the model says of it without it (hyperparameters kept)."""
+        inverse = cho_solve((self._factor, True), np.eye(len(self.targets)))
+        return np.asarray(self.spread * self._weights / np.diag(inverse))
+
+
+def fit(form: Form, inputs: Inputs, errors: Floats) -> Floats:
+    """The most probable log hyperparameters given errors (above 0). Always from the same start: same results, same fit."""
+    targets = scaled(errors)[0]
+    parts = _Parts.of(form, inputs)
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        return negative_log_posterior(form, parts, targets, theta)
+
+    found = minimize(
+        loss, form.prior[0], jac=True, method="L-BFGS-B", bounds=[(-5, 4)] * form.prior.shape[1], options={"maxiter": FIT_STEPS}
+    )
+    return np.asarray(found.x)
+
+
+def condition(form: Form, theta: Floats, inputs: Inputs, errors: Floats) -> Surrogate:
+    """The model with these hyperparameters and results."""
+    return Surrogate(form, theta, inputs, *scaled(errors))
+
+
+def scaled(errors: Floats) -> tuple[Floats, float, float]:
+    """Log errors scaled, their mean and their spread; the spread of few is drawn to what is typical of a search space."""
+    logs = np.log(errors)
+    low, high = np.quantile(logs, (0.25, 0.75))
+    logs = np.minimum(logs, high + OUTLIER * max(high - low, TYPICAL_SPREAD))
+    mean = float(logs.mean())
+    spread = math.sqrt((TYPICAL_SPREAD**2 + float(np.sum((logs - mean) ** 2))) / (1 + logs.size))
+    return (logs - mean) / spread, mean, spread
+
+
+def kernel(form: Form, theta: Floats, a: Inputs, b: Inputs) -> Floats:
+    """Covariance (rows of a, rows of b) without noise, in the model's scale."""
+    split = form.split
+    linear = (a.effects * np.exp(2 * theta[form.effects])) @ b.effects.T
+    shrink = np.exp(-theta[split + form.points])
+    return np.asarray(OFFSET**2 + linear + math.exp(2 * theta[-2]) * _matern(_squares(a.points * shrink, b.points * shrink)))
+
+
+def variances(form: Form, theta: Floats, inputs: Inputs) -> Floats:
+    """The diagonal of `kernel(inputs, inputs)`."""
+    return np.asarray(OFFSET**2 + np.square(inputs.effects) @ np.exp(2 * theta[form.effects]) + math.exp(2 * theta[-2]))
+
+
+def _squares(a: Floats, b: Floats) -> Floats:
+    """Squared distances between the rows of a and of b."""
+    return np.asarray(np.maximum(np.sum(a * a, axis=1)[:, None] + np.sum(b * b, axis=1) - 2 * a @ b.T, 0.0))
+
+
+def _matern(squares: Floats) -> Floats:
+    r = np.sqrt(5 * squares)
+    return np.asarray((1 + r + r * r / 3) * np.exp(-r))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the kernel of fixed inputs is made of: Gram matrices of the main effects, squared distances of the groups."""
+
+    grams: Floats
+    squares: Floats
+
+    @classmethod
+    def of(cls, form: Form, inputs: Inputs) -> _Parts:
+        n, effects, groups = len(inputs), form.split, form.prior.shape[1] - form.split - 2
+        grams = [inputs.effects[:, form.effects == g] for g in range(effects)]
+        points = [inputs.points[:, form.points == g] for g in range(groups)]
+        return cls(
+            np.array([x @ x.T for x in grams]).reshape(effects, n * n),
+            np.array([_squares(x, x) for x in points]).reshape(groups, n * n),
+        )
+
+
+def negative_log_posterior(form: Form, parts: _Parts, targets: Floats, theta: Floats) -> tuple[float, Floats]:
+    """Of hyperparameters, up to a constant, with its gradient."""
+    n, split = targets.size, form.split
+    effects, inverse_squares = np.exp(2 * theta[:split]), np.exp(-2 * theta[split:-2])
+    size, noise = math.exp(2 * theta[-2]), math.exp(2 * theta[-1])
+    squares = inverse_squares @ parts.squares
+    product = size * _matern(squares)
+    gram = (OFFSET**2 + effects @ parts.grams + product).reshape(n, n)
+    gram[np.diag_indices(n)] += noise + JITTER
+    factor = cholesky(gram, lower=True)
+    weights = cho_solve((factor, True), targets)
+    away = (theta - form.prior[0]) / form.prior[1]
+    value = 0.5 * targets @ weights + np.sum(np.log(np.diag(factor))) + 0.5 * away @ away
+    outer = (cho_solve((factor, True), np.eye(n)) - np.outer(weights, weights)).ravel()
+    r = np.sqrt(5 * squares)
+    falling = outer * (size * 5 / 3 * (1 + r) * np.exp(-r))  # minus twice the slope of the Matérn in the squares
+    scales: Floats = np.array([float(outer @ product), noise * float(np.sum(outer[:: n + 1]))])
+    slopes = effects * (parts.grams @ outer), 0.5 * inverse_squares * (parts.squares @ falling)
+    gradient: Floats = np.concatenate((*slopes, scales))
+    return float(value), gradient + away / form.prior[1]

@@ -1,0 +1,167 @@
+"""Architectures and table rows as numbers for the accuracy model: mixed columns, encoded once, in groups.
+
+A column of numbers is scaled to [-1/2, 1/2] over its values, by its logarithm where it is positive and spans a factor of
+two or more; a column of text becomes one-hot. An absent value (a knob of another block) lies at 0, the middle: that the
+block is another says the rest. `SpaceCodes` writes a search space's architectures as one option number per slot, so that
+drawing, encoding and comparing 100,000 of them are array operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.space.architecture import KEEP, Architecture, Placement
+from nas.space.search_space import Params, SearchSpace, SlotChoices
+
+Floats = NDArray[np.float64]
+LOG_SPAN = 2.0  # from this ratio of largest to smallest on, a column is read on a logarithmic scale
+
+
+@dataclass(frozen=True)
+class Features:
+    """`points` (rows, columns) with the group, from 0 on, of each column; columns of one group are one property.
+
+    `numeric` says of each group whether it is a number (one column in [-1/2, 1/2]) or a category (one-hot).
+    """
+
+    points: Floats
+    groups: NDArray[np.intp]
+    numeric: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, rows: NDArray[Any] | slice) -> Features:
+        return Features(self.points[rows], self.groups, self.numeric)
+
+    def with_number(self, column: Floats) -> Features:
+        """With one more number, scaled already, as the last group."""
+        points = np.column_stack((self.points, column))
+        return Features(points, np.append(self.groups, len(self.numeric)), np.append(self.numeric, True))
+
+
+def encode(columns: Sequence[Sequence[float | str | None]]) -> Features:
+    """Columns of equal length as features: a column that holds text is a category, None is absent.
+
+    Columns that never vary are left out.
+    """
+    rows = len(columns[0]) if columns else 0
+    blocks: list[Floats] = []
+    numeric: list[bool] = []
+    for column in columns:
+        if len(set(column)) < 2:
+            continue
+        if any(isinstance(value, str) for value in column):
+            levels = sorted({str(value) for value in column if value is not None})
+            index = {level: number for number, level in enumerate(levels)}
+            block = np.zeros((rows, len(levels)))
+            for row, value in enumerate(column):
+                if value is not None:
+                    block[row, index[str(value)]] = math.sqrt(0.5)  # two levels are 1 apart
+        else:
+            block = scale_number(np.array([math.nan if value is None else float(value) for value in column]))[:, None]
+        blocks.append(block)
+        numeric.append(not any(isinstance(value, str) for value in column))
+    sizes = [block.shape[1] for block in blocks]
+    points = np.hstack(blocks) if blocks else np.zeros((rows, 0))
+    return Features(points, np.repeat(np.arange(len(sizes)), sizes), np.array(numeric, dtype=bool))
+
+
+def scale_number(values: Floats) -> Floats:
+    """To [-1/2, 1/2] over the values, on a logarithmic scale where they are positive and span a factor of two; NaN to 0."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if low > 0 and high / low >= LOG_SPAN:
+        values, low, high = np.log(values), math.log(low), math.log(high)
+    width = high - low
+    return np.asarray(np.nan_to_num((values - low) / width - 0.5 if width > 0 else np.zeros_like(values)))
+
+
+class SpaceCodes:
+    """A search space in numbers: an architecture is a row of option numbers, one per slot.
+
+    Features of a slot: its block as a category, log channels, depth, heads and each knob as numbers.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self._options: list[list[Placement | None]] = [list(choices.options) for choices in space.slots]
+        baseline: list[Placement | None] = [None]  # where it is no option, the skeleton's own row is encoded all the same
+        self._listed = [own if None in own else own + baseline for own in self._options]
+        self._number = [{option: number for number, option in enumerate(own)} for own in self._listed]
+        tables = [encode(_columns(choices, listed)) for choices, listed in zip(space.slots, self._listed, strict=True)]
+        self._tables = [table.points for table in tables]
+        offsets = np.cumsum([0, *(len(table.numeric) for table in tables)])
+        self._groups = np.concatenate([table.groups + offset for table, offset in zip(tables, offsets[:-1], strict=True)])
+        self._numeric = np.concatenate([table.numeric for table in tables])
+
+    @cached_property
+    def _chances(self) -> list[Floats]:
+        """Of each option of each slot, when the block is drawn first and its option then: no block is rare for having few."""
+        chances = []
+        for own in self._options:
+            blocks = [KEEP if option is None else option.block for option in own]
+            chances.append(np.array([1 / len(set(blocks)) / blocks.count(block) for block in blocks]))
+        return chances
+
+    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int32]:
+        """Random codes (count, slots); the same one may occur twice, rules are not applied."""
+        return np.column_stack([rng.choice(len(chance), count, p=chance) for chance in self._chances]).astype(np.int32)
+
+    def all(self) -> NDArray[np.int32]:
+        """Every code of the space, (size, slots): for small spaces."""
+        counts = [len(own) for own in self._options]
+        return np.stack(np.unravel_index(np.arange(math.prod(counts)), counts), axis=1).astype(np.int32)
+
+    def neighbours(self, code: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Every code of the space that differs from this one in exactly one slot."""
+        found = [np.empty((0, code.size), dtype=np.int32)]
+        for slot, own in enumerate(self._options):
+            near = np.repeat(code[None], len(own), axis=0)
+            near[:, slot] = np.arange(len(own))
+            found.append(near[near[:, slot] != code[slot]])
+        near = np.vstack(found)
+        return near[np.all(near < [len(own) for own in self._options], axis=1)]
+
+    def code(self, architecture: Architecture) -> NDArray[np.int32]:
+        """The code of an architecture of the space, or of its skeleton."""
+        placed = {p.slot: p for p in architecture.placements}
+        names = [choices.slot.name for choices in self.space.slots]
+        return np.array([number[placed.get(name)] for number, name in zip(self._number, names, strict=True)], dtype=np.int32)
+
+    def architecture(self, code: NDArray[np.int32]) -> Architecture:
+        placements = [own[number] for own, number in zip(self._listed, code, strict=True)]
+        return Architecture(self.space.skeleton.name, tuple(sorted((p for p in placements if p), key=lambda p: p.layer)))
+
+    def params(self, code: NDArray[np.int32]) -> Params:
+        """The choices that draw a code of the space."""
+        merged: Params = {}
+        for choices, own, number in zip(self.space.slots, self._options, code, strict=True):
+            merged |= choices.options[own[number]]
+        return merged
+
+    def features(self, codes: NDArray[np.int32]) -> Features:
+        """Of codes (rows, slots). A table look-up per slot: 100,000 rows take a fraction of a second."""
+        points = np.hstack([table[codes[:, slot]] for slot, table in enumerate(self._tables)])
+        return Features(points, self._groups, self._numeric)
+
+
+def _columns(choices: SlotChoices, options: Sequence[Placement | None]) -> list[list[float | str | None]]:
+    """What the options of a slot differ in, property by property."""
+    own = Placement(choices.slot.name, choices.slot.layer, KEEP, choices.slot.row.c2, choices.slot.depth)
+    placements = [option or own for option in options]
+    knobs: list[Mapping[str, Any]] = [dict(p.knobs) for p in placements]
+    names = sorted({name for known in knobs for name in known})
+    columns: list[list[float | str | None]] = [
+        [p.block for p in placements],
+        [float(p.channels) for p in placements],
+        [float(p.depth) for p in placements],
+        [None if p.heads is None else float(p.heads) for p in placements],
+    ]
+    return columns + [[None if known.get(name) is None else float(known[name]) for known in knobs] for name in names]

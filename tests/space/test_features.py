@@ -1,0 +1,53 @@
+"""Architectures as numbers: the codes of a space are its architectures, its features tell them apart."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from nas.space.features import SpaceCodes, encode, scale_number
+from nas.space.reader import find_space, read_space
+
+
+@pytest.mark.parametrize("name", ["demo", "yolo11n-blocks", "mqa-yolov9c"])
+def test_codes_are_the_architectures_of_the_space(name):
+    space = read_space(find_space(name))
+    codes, rng = SpaceCodes(space), random.Random(0)
+    for _ in range(50):
+        architecture = space.sample(rng, 640)
+        assert architecture is not None
+        code = codes.code(architecture)
+        assert codes.architecture(code) == architecture
+        params = codes.params(code)
+        assert space.draw(lambda name, _choices, params=params: params[name]) == architecture
+    assert codes.architecture(codes.code(space.baseline)).is_skeleton
+    near = {codes.architecture(code).id for code in codes.neighbours(code)}
+    assert near == {a.id for a in space.neighbours(architecture)}
+
+
+def test_all_of_a_small_space_and_draws_of_a_large_one():
+    demo, large = SpaceCodes(read_space(find_space("demo"))), SpaceCodes(read_space(find_space("yolo11n-blocks")))
+    if demo.space.size < 50_000:  # lists must not grow with a space that does
+        assert {demo.architecture(code).id for code in demo.all()} == {a.id for a in demo.space.enumerate()}
+    drawn = large.draw(20_000, np.random.default_rng(0))
+    features = large.features(drawn)
+    assert features.points.shape[0] == 20_000
+    assert np.all(np.abs(features.points) <= 1)
+    some = np.unique(drawn[:3000], axis=0)
+    assert len(np.unique(large.features(some).points, axis=0)) == len(some)  # no two alike
+    blocks = [large.architecture(code).placements for code in drawn[:2000]]
+    kept = np.mean([all(p.slot != "backbone.P4" or p.block == "keep" for p in placed) for placed in blocks])
+    assert kept == pytest.approx(1 / 6, abs=0.03)  # a block is as likely as another, however many knobs it has
+
+
+def test_columns():
+    features = encode([[1.0, 2.0, 4.0], ["a", "b", None], [5.0, 5.0, 5.0], [0.0, None, 1.0]])
+    assert features.numeric.tolist() == [True, False, True]
+    assert features.groups.tolist() == [0, 1, 1, 2]
+    assert features.points[:, 0] == pytest.approx([-0.5, 0, 0.5])  # on a logarithmic scale
+    assert features.points[:, 1:3].tolist() == [[math.sqrt(0.5), 0], [0, math.sqrt(0.5)], [0, 0]]
+    assert features.points[:, 3].tolist() == [-0.5, 0, 0.5]
+    assert scale_number(np.array([10.0, 11.0, 12.0])) == pytest.approx([-0.5, 0, 0.5])
