@@ -77,7 +77,7 @@ class Record:
             ("map50", 0.0, 1.0),
             ("latency_ms", math.ulp(0.0), math.inf),
             ("latency_spread", 0.0, math.inf),
-            ("latency_low_ms", math.ulp(0.0), math.inf),
+            ("latency_low_ms", 0.0, math.inf),
             ("latency_high_ms", math.ulp(0.0), math.inf),
             ("latency_p90_ms", math.ulp(0.0), math.inf),
             ("gmacs", 0.0, math.inf),
