@@ -1,0 +1,241 @@
+"""Imitation itself: what learns, what it depends on, and what happens when something goes wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from nas.imitation import course as course_module
+from nas.imitation import learn
+from nas.imitation.alternatives import Alternative, alternative_of, groups
+from nas.imitation.assemble import assembler_of
+from nas.imitation.course import Course
+from nas.imitation.learn import Lesson, Lessons
+from nas.imitation.library import Library
+from nas.imitation.start import solve_stem
+from nas.space.architecture import Architecture, model_yaml, place
+from nas.space.search_space import SearchSpace
+from nas.space.skeleton import read_skeleton
+from nas.training.checkpoint import read_state
+from nas.yolo.slot import before_activation, build_layer, stem_of, tap
+
+from .conftest import draw, trained
+
+CPU = torch.device("cpu")
+SKELETON = read_skeleton("yolo11n.yaml")
+SPACE = SearchSpace(SKELETON, ())
+LESSONS = Lessons(rounds=(1, 1), enough=0.0, first=1, judged=8, training=replace(Lessons().training, batch=8))
+
+
+def alternative(slot: str, block: str, width: float = 1.0, depth: int = 1) -> Alternative:
+    placement = place(SKELETON.slot(slot), block, width, depth, None, {})
+    assert placement is not None
+    return alternative_of(SPACE, placement)
+
+
+THREE = [alternative("backbone.P3", "repvit"), alternative("backbone.P3", "irmb", 0.5), alternative("backbone.P4", "riformer")]
+
+
+def take(
+    folder: Path, alternatives: Sequence[Alternative], lessons: Lessons = LESSONS, seed: int = 5
+) -> tuple[Library, list[Lesson]]:
+    yaml, teacher = trained("yolo11n.yaml")
+    library, seen = Library(folder), list[Lesson]()
+    course = Course(yaml, teacher.model, draw(16, 64, 0), draw(8, 64, 1), library, lessons, seed, CPU, torch.float32)
+    course.take(alternatives, seen.append)
+    return library, seen
+
+
+def contents(library: Library) -> dict[str, dict[str, torch.Tensor]]:
+    found = {path.name: read_state(path, CPU)[0] for path in library.folder.glob("*.safetensors")}
+    return {name: tensors for name, tensors in found.items() if not name.startswith("importance")}
+
+
+def equal(one: dict[str, dict[str, torch.Tensor]], other: dict[str, dict[str, torch.Tensor]]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].keys() == other[name].keys() and all(torch.equal(t, other[name][n]) for n, t in one[name].items())
+        for name in one
+    )
+
+
+def test_the_teachers_own_block_has_nothing_to_learn(folder: Path) -> None:
+    """With the teacher's weights its error is 0, the loss does not rise, and the assembled network is the teacher."""
+    yaml, teacher = trained("yolo11n.yaml")
+    row = [-1, 1, "C3k2", [128, False, 0.25, True]]  # the skeleton's own, said otherwise
+    same = Alternative(4, tuple(row))
+    still = replace(LESSONS, training=replace(LESSONS.training, lr=0.0, statistics=1e9, average=0.0), enough=1.0)
+    library, _ = take(folder, [same], still)
+    entry = library.get(same)
+    assert entry is not None and entry.start == "teacher" and entry.epochs == 1
+    learned = read_state(library.path(same), CPU)[0]
+    weights = {n: t for n, t in learned.items() if "running" not in n and "tracked" not in n}
+    own = teacher.model.model[4].state_dict()
+    assert weights and all(torch.equal(t, own[n]) for n, t in weights.items())
+    rows = [list(r) for r in [*yaml["backbone"], *yaml["head"]]]
+    rows[4] = row
+    changed = {**yaml, "backbone": rows[: len(yaml["backbone"])], "head": rows[len(yaml["backbone"]) :]}
+    from nas.imitation.assemble import Assembler
+    from nas.imitation.channels import read_widths
+
+    made = Assembler(yaml, teacher.model, read_widths(yaml, folder), lambda _: own).assemble(changed).model
+    state = teacher.model.state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in made.state_dict().items())
+
+
+def test_learning_lowers_the_error_and_the_rise(folder: Path) -> None:
+    short, long = (replace(LESSONS, rounds=rounds, enough=0.0) for rounds in ((1,), (12,)))
+    (before, _), (after, seen) = take(folder / "1", THREE, short), take(folder / "2", THREE, long)
+    for each in THREE:
+        one, other = before.get(each), after.get(each)
+        assert one is not None and other is not None and other.error < 0.9 * one.error
+        assert other.low <= other.rise <= other.high and other.loss > 0
+    assert [lesson.epoch for lesson in seen] == list(range(1, 13)) and seen[-1].error < seen[0].error
+
+
+def test_what_one_becomes_does_not_depend_on_the_others(folder: Path) -> None:
+    together, _ = take(folder / "1", THREE)
+    apart, _ = take(folder / "2", THREE[:1])
+    for each in THREE[1:]:
+        take(folder / "2", [each])
+    assert equal(contents(together), contents(apart))
+    other, _ = take(folder / "3", THREE[:1], seed=6)
+    assert not equal(contents(Library(folder / "3")), {n: t for n, t in contents(together).items() if n in contents(other)})
+
+
+def test_a_second_search_trains_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, _ = take(folder, THREE)
+    before = contents(library)
+    monkeypatch.setattr(learn.Round, "_run_epoch", lambda _: pytest.fail("trained"))
+    assert take(folder, THREE)[1] == [] and equal(contents(library), before)
+    assert library.missing([*THREE, alternative("backbone.P4", "irmb")]) == [alternative("backbone.P4", "irmb")]
+
+
+def test_learning_goes_on_where_it_was_killed(folder: Path) -> None:
+    """kill -9 in the middle of a round, then again in the next one: the library is that of a course without any."""
+    whole, seen = take(folder / "whole", THREE, replace(LESSONS, rounds=(3, 2)))
+    code = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+from nas.imitation import learn
+from tests.imitation.test_course import LESSONS, THREE, take
+learn.STATE_SECONDS = 0.0
+left = int(sys.argv[2])
+class Kill(list):
+    def append(self, lesson):
+        list.append(self, lesson)
+        print(lesson.epoch, flush=True)
+        if len(self) == left:
+            os.kill(os.getpid(), 9)
+import tests.imitation.test_course as t
+t.list = lambda: Kill()
+t.take.__globals__["Lesson"] = None
+class _L:
+    def __class_getitem__(cls, item): return Kill
+t.list = _L
+take(Path(sys.argv[1]), THREE, replace(LESSONS, rounds=(3, 2)))
+"""
+    done = []
+    for left in (2, 3, 9):
+        root = Path(__file__).parents[2]
+        ran = subprocess.run(
+            [sys.executable, "-c", code, str(folder / "killed"), str(left)],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            env=os.environ,
+        )
+        done.append((ran.returncode, ran.stdout.split()))
+        assert ran.returncode in {0, -signal.SIGKILL}, ran.stderr
+    # the state of an epoch is written after its report: the one in which it was killed is done again
+    assert [code for code, _ in done] == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    assert [epochs for _, epochs in done] == [["1", "2"], ["2", "3", "1"], ["1", "2"]]
+    assert len(seen) == 5 and equal(contents(whole), contents(Library(folder / "killed")))
+
+
+def test_one_that_diverges_is_dropped_with_its_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sick, *healthy = THREE
+    real = course_module.build_layer
+
+    def build(yaml: object, row: list[object], c1: int) -> nn.Module:
+        layer = real(yaml, row, c1)  # type: ignore[arg-type]
+        if row == list(sick.row):
+            next(p for n, p in layer.named_parameters() if "mlp" in n).data.fill_(float("inf"))
+        return layer
+
+    monkeypatch.setattr(course_module, "build_layer", build)
+    library, _ = take(folder / "1", THREE)
+    monkeypatch.undo()
+    entry = library.get(sick)
+    assert entry is not None and "diverged in epoch 1" in entry.dropped and not library.usable(sick)
+    assert library.missing(THREE) == [] and library.rise(healthy) is not None and library.rise(THREE) is None
+    alone, _ = take(folder / "2", healthy)
+    assert equal(contents(alone), {n: t for n, t in contents(library).items() if sick.key not in n})
+    yaml, teacher = trained("yolo11n.yaml")
+    with pytest.raises(Exception, match="was dropped: diverged"):
+        placed = place(SKELETON.slot("backbone.P3"), "repvit", 1.0, 1, None, {})
+        assert placed is not None
+        architecture = model_yaml(SKELETON, Architecture(SKELETON.name, (placed,)), 3)
+        assembler_of(yaml, teacher.model, folder / "1").assemble(architecture)
+
+
+def test_out_of_memory_halves_the_group_then_the_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def starve(self: learn.Round) -> float:
+        sizes.append((len(self._students), self._recipe.batch))
+        if len(self._students) > 1:
+            raise MemoryError
+        if self._recipe.batch > 4 and self._students[0].alternative == THREE[0]:
+            raise torch.OutOfMemoryError
+        return real(self)
+
+    real = learn.Round._run_epoch
+    plain, _ = take(folder / "1", THREE[1:])
+    monkeypatch.setattr(learn.Round, "_run_epoch", starve)
+    library, _ = take(folder / "2", THREE)
+    assert sizes == [(3, 8), (1, 8), (1, 4), (1, 4), (2, 8), (1, 8), (1, 8), (1, 8), (1, 8)]
+    assert library.missing(THREE) == []
+    assert equal(contents(plain), {n: t for n, t in contents(library).items() if THREE[0].key not in n})
+
+
+def test_epochs_go_where_the_loss_rises(folder: Path) -> None:
+    """With all the patience in the world nobody needs a second round."""
+    library, seen = take(folder, THREE, replace(LESSONS, enough=1e9))
+    assert [lesson.epoch for lesson in seen] == [1] and {library.get(each).epochs for each in THREE} == {1}  # type: ignore[union-attr]
+
+
+def test_a_solved_stem_is_the_least_squares() -> None:
+    """Where the teacher's slot is a 1 x 1 convolution, a stem solved for it leaves no error, mean and deviation included."""
+    yaml, teacher = trained("yolo11n.yaml")
+    seen = tap(teacher.model, torch.rand(8, 3, 64, 64), {4})[4]
+    torch.manual_seed(0)
+    layer = build_layer(yaml, alternative("backbone.P3", "riformer").row, seen[0].shape[1])
+    stem = stem_of(layer)
+    assert stem is not None
+    true = torch.randn(128, seen[0].shape[1], 1, 1)
+    goal = nn.functional.conv2d(seen[0], true, torch.randn(128))
+    solve_stem(layer, [seen[0]], [goal])
+    for mode in (True, False):
+        got = stem.norm(stem.filter(seen[0])) if stem.train(mode) else None
+        assert got is not None
+        assert float((got - goal).square().mean() / goal.var()) < 1e-3
+    own = before_activation(teacher.model.model[4], seen[0], 128)
+    assert own is not None and torch.allclose(nn.functional.silu(own), seen[1], atol=1e-5)
+
+
+def test_groups_are_whole_neighbouring_slots() -> None:
+    many = [alternative(slot, block) for slot in ("backbone.P3", "backbone.P4", "backbone.P5") for block in ("repvit", "irmb")]
+    assert groups(many[::-1], 1) == [sorted(many[::-1], key=lambda a: a.layer)]
+    for count in (2, 3, 9):
+        found = groups(many, count)
+        assert sorted(a.key for group in found for a in group) == sorted(a.key for a in many)
+        assert len(found) == min(count, 3)
+        assert len({a.layer for group in found for a in group}) == sum(len({a.layer for a in group}) for group in found)
