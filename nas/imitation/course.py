@@ -157,6 +157,8 @@ class Course:
 
     def _judged(self, students: Sequence[Student]) -> list[Student]:
         """Put those into the library that have learned enough, or have been through all rounds; returns the others."""
+        if not students:
+            return []
         going = []
         for student, error in zip(students, errors_of(self._teacher, students, self._held_out), strict=True):
             entry = self._entry(student, error)

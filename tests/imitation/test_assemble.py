@@ -1,4 +1,4 @@
-"""Assembled networks: the teacher itself where nothing is replaced, and the teacher with channels at zero where slots narrow."""
+"""Assembled networks: the teacher where nothing is replaced, the teacher with channels at zero where slots are narrow."""
 
 from typing import Any
 
@@ -81,7 +81,7 @@ def test_slicing_equals_masking(name: str, width: float) -> None:
                 return self.layer(x)[:, self.index]
 
         model = build(model_yaml(skeleton, Architecture(skeleton.name, (placement,)), 3)).eval()
-        stage = {n: t for n, t in model.model[slot.layer].state_dict().items()}
+        stage = dict(model.model[slot.layer].state_dict())
         made = Assembler(yaml, teacher.model, widths, lambda _, stage=stage: stage).assemble(model.yaml)
         made.model.model[slot.layer] = Cut(teacher.model.model[slot.layer])
         expected = build(yaml).eval()
@@ -102,7 +102,7 @@ def test_narrower_choices_are_parts_of_wider_ones() -> None:
 
 
 def test_importance_finds_the_channels_that_count() -> None:
-    yaml, teacher = trained("yolo11n.yaml")
+    _, teacher = trained("yolo11n.yaml")
     reader = teacher.model.model[5].conv  # reads layer 4 alone beside a Concat
     joined = teacher.model.model[16].cv1.conv  # reads layer 4 after the 128 channels of layer 13
     with torch.no_grad():

@@ -1,10 +1,9 @@
 """Imitation itself: what learns, what it depends on, and what happens when something goes wrong."""
 
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from torch import nn
 from nas.imitation import course as course_module
 from nas.imitation import learn
 from nas.imitation.alternatives import Alternative, alternative_of, groups
-from nas.imitation.assemble import assembler_of
+from nas.imitation.assemble import Assembler, assembler_of
+from nas.imitation.channels import read_widths
 from nas.imitation.course import Course
 from nas.imitation.learn import Lesson, Lessons
 from nas.imitation.library import Library
@@ -44,12 +44,16 @@ THREE = [alternative("backbone.P3", "repvit"), alternative("backbone.P3", "irmb"
 
 
 def take(
-    folder: Path, alternatives: Sequence[Alternative], lessons: Lessons = LESSONS, seed: int = 5
+    folder: Path,
+    alternatives: Sequence[Alternative],
+    lessons: Lessons = LESSONS,
+    seed: int = 5,
+    report: Callable[[Lesson], None] = print,
 ) -> tuple[Library, list[Lesson]]:
     yaml, teacher = trained("yolo11n.yaml")
     library, seen = Library(folder), list[Lesson]()
     course = Course(yaml, teacher.model, draw(16, 64, 0), draw(8, 64, 1), library, lessons, seed, CPU, torch.float32)
-    course.take(alternatives, seen.append)
+    course.take(alternatives, lambda lesson: (seen.append(lesson), report(lesson)))  # type: ignore[func-returns-value]
     return library, seen
 
 
@@ -81,9 +85,6 @@ def test_the_teachers_own_block_has_nothing_to_learn(folder: Path) -> None:
     rows = [list(r) for r in [*yaml["backbone"], *yaml["head"]]]
     rows[4] = row
     changed = {**yaml, "backbone": rows[: len(yaml["backbone"])], "head": rows[len(yaml["backbone"]) :]}
-    from nas.imitation.assemble import Assembler
-    from nas.imitation.channels import read_widths
-
     made = Assembler(yaml, teacher.model, read_widths(yaml, folder), lambda _: own).assemble(changed).model
     state = teacher.model.state_dict()
     assert all(torch.equal(t, state[n]) for n, t in made.state_dict().items())
@@ -120,40 +121,16 @@ def test_a_second_search_trains_nothing(folder: Path, monkeypatch: pytest.Monkey
 def test_learning_goes_on_where_it_was_killed(folder: Path) -> None:
     """kill -9 in the middle of a round, then again in the next one: the library is that of a course without any."""
     whole, seen = take(folder / "whole", THREE, replace(LESSONS, rounds=(3, 2)))
-    code = """
-import os, sys
-from dataclasses import replace
-from pathlib import Path
-from nas.imitation import learn
-from tests.imitation.test_course import LESSONS, THREE, take
-learn.STATE_SECONDS = 0.0
-left = int(sys.argv[2])
-class Kill(list):
-    def append(self, lesson):
-        list.append(self, lesson)
-        print(lesson.epoch, flush=True)
-        if len(self) == left:
-            os.kill(os.getpid(), 9)
-import tests.imitation.test_course as t
-t.list = lambda: Kill()
-t.take.__globals__["Lesson"] = None
-class _L:
-    def __class_getitem__(cls, item): return Kill
-t.list = _L
-take(Path(sys.argv[1]), THREE, replace(LESSONS, rounds=(3, 2)))
-"""
     done = []
     for left in (2, 3, 9):
-        root = Path(__file__).parents[2]
         ran = subprocess.run(
-            [sys.executable, "-c", code, str(folder / "killed"), str(left)],
-            cwd=root,
+            [sys.executable, "-m", "tests.imitation.killed", str(folder / "killed"), str(left)],
+            cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
-            env=os.environ,
         )
-        done.append((ran.returncode, ran.stdout.split()))
         assert ran.returncode in {0, -signal.SIGKILL}, ran.stderr
+        done.append((ran.returncode, ran.stdout.split()))
     # the state of an epoch is written after its report: the one in which it was killed is done again
     assert [code for code, _ in done] == [-signal.SIGKILL, -signal.SIGKILL, 0]
     assert [epochs for _, epochs in done] == [["1", "2"], ["2", "3", "1"], ["1", "2"]]
@@ -221,11 +198,10 @@ def test_a_solved_stem_is_the_least_squares() -> None:
     stem = stem_of(layer)
     assert stem is not None
     true = torch.randn(128, seen[0].shape[1], 1, 1)
-    goal = nn.functional.conv2d(seen[0], true, torch.randn(128))
+    goal = nn.functional.conv2d(seen[0], true, torch.randn(128)).detach()
     solve_stem(layer, [seen[0]], [goal])
     for mode in (True, False):
-        got = stem.norm(stem.filter(seen[0])) if stem.train(mode) else None
-        assert got is not None
+        got = stem.train(mode).norm(stem.filter(seen[0])).detach()
         assert float((got - goal).square().mean() / goal.var()) < 1e-3
     own = before_activation(teacher.model.model[4], seen[0], 128)
     assert own is not None and torch.allclose(nn.functional.silu(own), seen[1], atol=1e-5)
@@ -233,7 +209,7 @@ def test_a_solved_stem_is_the_least_squares() -> None:
 
 def test_groups_are_whole_neighbouring_slots() -> None:
     many = [alternative(slot, block) for slot in ("backbone.P3", "backbone.P4", "backbone.P5") for block in ("repvit", "irmb")]
-    assert groups(many[::-1], 1) == [sorted(many[::-1], key=lambda a: a.layer)]
+    assert [[a.layer for a in group] for group in groups(many[::-1], 1)] == [[4, 4, 6, 6, 8, 8]]
     for count in (2, 3, 9):
         found = groups(many, count)
         assert sorted(a.key for group in found for a in group) == sorted(a.key for a in many)
