@@ -24,7 +24,7 @@ import os
 import random
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -229,7 +229,14 @@ def cost_of(plan: Plan, kept: Kept) -> dict[str, Any]:
     entries = [entry for entry in map(library.get, plan.alternatives) if entry is not None]
     if entries and all(told):
         figures |= {"alternatives": len(entries), "imitation_cpu": sum(job["cpu"] for job in told if job)}
-        figures["starts"] = {name: sum(e.start == name for e in entries) for name in ("drawn", "teacher", "solved")}
+        figures["starts"] = dict(Counter(entry.start for entry in entries))
+        errors = np.array([[entry.drawn, entry.began, entry.error] for entry in entries if not entry.dropped])
+        names = ("error_drawn", "error_began", "error_learned")
+        figures |= dict(zip(names, np.median(errors, 0).tolist(), strict=True)) | {"error_drawn_worst": errors[:, 0].max()}
+        for module in sorted({entry.row[2] for entry in entries}):
+            rows = np.array([[e.drawn, e.began, e.error] for e in entries if e.row[2] == module and not e.dropped])
+            middle, worst = (", ".join(f"{value:.2f}" for value in row) for row in (np.median(rows, 0), rows.max(0)))
+            print(f"{module}: error as drawn, as begun, as learned: median {middle}; worst {worst}")
         figures["dropped"] = sum(bool(entry.dropped) for entry in entries)
         figures["second_round"] = sum(entry.epochs > plan.lessons.rounds[0] for entry in entries)
         print_map(plan, library)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from nas.imitation.channels import widths_of
 from nas.imitation.judge import Judge
 from nas.imitation.learn import FLOOR, Lesson, Lessons, Round, Student, errors_of
 from nas.imitation.library import Entry, Library, facts_of
-from nas.imitation.start import started
+from nas.imitation.start import Start, started
 from nas.seeds import derive
 from nas.training.augment import Augmentation, Batches, generator_of
 from nas.training.checkpoint import StateError, read_state, write_state
@@ -122,7 +122,9 @@ class Course:
         for student in students:
             if not student.dropped:
                 write_state(
-                    self._part(student.alternative), _tensors(student), {"rounds": student.rounds, "start": student.start}
+                    self._part(student.alternative),
+                    _tensors(student),
+                    {"rounds": student.rounds, "start": asdict(student.start)},
                 )
         state.unlink(missing_ok=True)
 
@@ -140,7 +142,7 @@ class Course:
 
         @torch.no_grad()
         def error(module: nn.Module) -> float:
-            student = Student(alternative, module.train(), index, scale, "")
+            student = Student(alternative, module.train(), index, scale, Start("", 0.0, 0.0))
             found = sum(float(student.error(x, y)) for x, y in seen) / len(seen)
             return found if math.isfinite(found) else math.inf
 
@@ -148,9 +150,9 @@ class Course:
         if part.is_file():
             tensors, facts = read_state(part, self._device)
             drawn.load_state_dict(tensors)
-            module, start, rounds = drawn, facts["start"], facts["rounds"]
+            module, start, rounds = drawn, Start(**facts["start"]), facts["rounds"]
         else:
-            module, start = started(drawn, own, [x for x, _ in seen], index, error)
+            module, start = started(drawn, own, [x for x, _ in seen], [y for _, y in seen], index, error)
         for parameter in module.parameters():
             parameter.requires_grad_(True)
         return Student(alternative, module.eval(), index, scale, start, rounds)
@@ -174,7 +176,9 @@ class Course:
 
     def _entry(self, student: Student, error: float) -> Entry:
         layer, row = student.alternative.layer, list(student.alternative.row)
-        entry = Entry(layer, row, epochs=sum(self._lessons.rounds[: student.rounds]), start=student.start)
+        entry = Entry(layer, row, epochs=sum(self._lessons.rounds[: student.rounds]))
+        start = student.start
+        entry = replace(entry, start=start.name, drawn=_finite(start.drawn), began=_finite(start.error))
         if student.dropped or not math.isfinite(error):
             return replace(entry, dropped=student.dropped or "its output is not finite")
         self._place[student.alternative.key] = _tensors(student)
@@ -201,6 +205,11 @@ class Course:
         size = self._lessons.training.batch
         order = torch.randperm(len(self._fit.images), generator=generator_of(self._seed))
         return self._fit.make(order[place * size : (place + 1) * size], Augmentation(), generator_of(0))
+
+
+def _finite(number: float) -> float:
+    """As JSON holds it."""
+    return min(number, 1e30)
 
 
 def _tensors(student: Student) -> dict[str, Tensor]:

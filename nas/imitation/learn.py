@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.imitation.alternatives import Alternative
+from nas.imitation.start import Start
 from nas.seeds import derive
 from nas.training.augment import Augmentation, Batches, generator_of
 from nas.training.checkpoint import StateError, read_state, write_state
@@ -75,7 +76,7 @@ class Student:
     module: nn.Module
     index: Tensor
     scale: Tensor
-    start: str
+    start: Start
     rounds: int = 0
     dropped: str = ""
 

@@ -34,6 +34,7 @@ class Entry:
         loss: the teacher's own loss per image.
         epochs: it has learned for.
         start: how it began, see `nas.imitation.start`.
+        drawn, began: the error in training mode of its first weights, and of those that it began with.
     """
 
     layer: int
@@ -46,6 +47,8 @@ class Entry:
     loss: float = 0.0
     epochs: int = 0
     start: str = ""
+    drawn: float = 0.0
+    began: float = 0.0
 
 
 class Library:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.utils.torch_utils import initialize_weights
 
 from nas.blocks.common import BlockBase, ConvNorm
 from nas.yolo.parser import parse_model
@@ -24,6 +25,7 @@ def build_layer(model_yaml: Mapping[str, Any], row: list[Any] | tuple[Any, ...],
     alone = {**model_yaml, "backbone": [[-1, *row[1:3], list(row[3])]], "head": []}
     layers, _ = parse_model(alone, c1, verbose=False)
     layer: nn.Module = layers[0]
+    initialize_weights(layer)  # as every whole model does: norms get an epsilon of their own
     return layer
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from nas.imitation.norms import settle_norms
 from nas.imitation.teacher import teacher_of
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.skeleton import read_skeleton
@@ -33,17 +34,12 @@ def draw(count: int, imgsz: int, seed: int, *, polygons: bool = False) -> Images
 
 
 def lively(model: Any, seed: int = 0) -> Any:
-    """Norms whose statistics and scales are none of zero and one, as after a training."""
+    """Norms whose scales and shifts are none of one and zero, as after a training."""
     random = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            for tensor, low in (
-                (module.weight, 0.5),
-                (module.running_var, 0.5),
-                (module.bias, -0.5),
-                (module.running_mean, -0.5),
-            ):
-                tensor.data.copy_(torch.rand(tensor.shape, generator=random) + low)
+            module.weight.data.copy_(torch.rand(module.weight.shape, generator=random) + 0.5)
+            module.bias.data.copy_(torch.rand(module.bias.shape, generator=random) - 0.5)
     return model
 
 
@@ -52,7 +48,9 @@ def trained(name: str, seed: int = 0) -> tuple[Mapping[str, Any], Any]:
     skeleton = read_skeleton(name)
     yaml = model_yaml(skeleton, Architecture(skeleton.name), 3)
     torch.manual_seed(seed)
-    return yaml, teacher_of(lively(build(yaml)))
+    model = lively(build(yaml))
+    settle_norms(model, [torch.from_numpy(draw(8, 64, 9).pixels).float() / 255])
+    return yaml, teacher_of(model)
 
 
 @pytest.fixture

@@ -129,6 +129,8 @@ def test_a_layer_on_its_own_is_the_layer_in_its_model() -> None:
             alone = build_layer(yaml, alternative.row, channels[alternative.layer])
             assert {n: t.shape for n, t in alone.state_dict().items()} == {n: t.shape for n, t in in_model.state_dict().items()}
             assert type(alone) is type(in_model)
+            norms = [[m.eps for m in each.modules() if isinstance(m, nn.BatchNorm2d)] for each in (alone, in_model)]
+            assert norms[0] == norms[1]
 
 
 def test_blocks_that_lose_their_stem_are_named() -> None:

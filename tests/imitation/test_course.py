@@ -13,16 +13,18 @@ from torch import nn
 
 from nas.imitation import course as course_module
 from nas.imitation import learn
-from nas.imitation.alternatives import Alternative, alternative_of, groups
+from nas.imitation.alternatives import Alternative, alternative_of, groups, rows_of
 from nas.imitation.assemble import Assembler, assembler_of
-from nas.imitation.channels import read_widths
+from nas.imitation.channels import Widths
 from nas.imitation.course import Course
-from nas.imitation.learn import Lesson, Lessons
+from nas.imitation.judge import Judge
+from nas.imitation.learn import Lesson, Lessons, Student, errors_of
 from nas.imitation.library import Library
-from nas.imitation.start import solve_stem
+from nas.imitation.start import Start, solve_stem, started
 from nas.space.architecture import Architecture, model_yaml, place
 from nas.space.search_space import SearchSpace
 from nas.space.skeleton import read_skeleton
+from nas.training.augment import Batches
 from nas.training.checkpoint import read_state
 from nas.yolo.slot import before_activation, build_layer, stem_of, tap
 
@@ -69,25 +71,33 @@ def equal(one: dict[str, dict[str, torch.Tensor]], other: dict[str, dict[str, to
     )
 
 
-def test_the_teachers_own_block_has_nothing_to_learn(folder: Path) -> None:
-    """With the teacher's weights its error is 0, the loss does not rise, and the assembled network is the teacher."""
+def test_the_teachers_own_block_has_nothing_to_learn() -> None:
+    """With the teacher's weights its error is 0, no loss rises, and the assembled network is the teacher."""
     yaml, teacher = trained("yolo11n.yaml")
-    row = [-1, 1, "C3k2", [128, False, 0.25, True]]  # the skeleton's own, said otherwise
-    same = Alternative(4, tuple(row))
-    still = replace(LESSONS, training=replace(LESSONS.training, lr=0.0, statistics=1e9, average=0.0), enough=1.0)
-    library, _ = take(folder, [same], still)
-    entry = library.get(same)
-    assert entry is not None and entry.start == "teacher" and entry.epochs == 1
-    learned = read_state(library.path(same), CPU)[0]
-    weights = {n: t for n, t in learned.items() if "running" not in n and "tracked" not in n}
-    own = teacher.model.model[4].state_dict()
-    assert weights and all(torch.equal(t, own[n]) for n, t in weights.items())
-    rows = [list(r) for r in [*yaml["backbone"], *yaml["head"]]]
-    rows[4] = row
+    own = teacher.model.model[4]
+    same = Alternative(4, (-1, 1, "C3k2", [128, False, 0.25, False]))  # the skeleton's own row, said otherwise
+    layer, index = build_layer(yaml, same.row, 64), torch.arange(128)
+    seen = [tap(teacher.model, torch.rand(4, 3, 64, 64), {4})[4]]
+    student = Student(same, layer, index, torch.ones(1, 128, 1, 1), Start("", 0, 0))
+    student.module, start = started(
+        layer,
+        own,
+        [x for x, _ in seen],
+        [y for _, y in seen],
+        index,
+        lambda m: float(replace(student, module=m).error(*seen[0]).detach()),
+    )
+    assert start.name == "teacher" and start.error < start.drawn
+    assert errors_of(teacher.model, [replace(student, module=student.module.eval())], Batches(draw(4, 64, 0), CPU)) == [0.0]
+    rows = rows_of(yaml)
+    rows[4] = list(same.row)
     changed = {**yaml, "backbone": rows[: len(yaml["backbone"])], "head": rows[len(yaml["backbone"]) :]}
-    made = Assembler(yaml, teacher.model, read_widths(yaml, folder), lambda _: own).assemble(changed).model
+    assembler = Assembler(yaml, teacher.model, Widths(yaml, {4: torch.ones(128)}), lambda _: student.module.state_dict())
+    made = assembler.assemble(changed).model
     state = teacher.model.state_dict()
     assert all(torch.equal(t, state[n]) for n, t in made.state_dict().items())
+    rise = Judge(teacher.model, draw(8, 64, 1), CPU, 4, 8).rise(made)
+    assert (rise.mean, rise.low, rise.high) == (0.0, 0.0, 0.0)
 
 
 def test_learning_lowers_the_error_and_the_rise(folder: Path) -> None:
