@@ -34,13 +34,6 @@ import numpy as np
 from bench_fidelity import Kept, interval, tau
 
 VERSION = 1  # of all that is measured here: raise it to do everything anew
-SPACE = """
-skeleton: {skeleton}
-slots:
-  "*": {{block: [keep, riformer, efficientvit, repvit, irmb, mobile_mqa], depth: [1]}}
-  {narrow}: {{block: [keep, riformer, efficientvit, repvit, irmb, mobile_mqa], depth: [1], width: [0.5, 1.0]}}
-"""
-
 Job = dict[str, Any]
 
 
@@ -76,7 +69,9 @@ class Plan:
         self.dataset = read_dataset(builtin_dataset() if options.data is None else options.data)
         self.folder = cache_root() / "bench_imitation"
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = SPACE.format(skeleton=options.skeleton, narrow=json.dumps(options.narrow))
+        choices = {"block": ["keep", "riformer", "efficientvit", "repvit", "irmb", "mobile_mqa"], "depth": [1]}
+        slots = {slot: dict(choices) for slot in options.slots.split(",")} | {options.narrow: {**choices, "width": [0.5, 1.0]}}
+        text = json.dumps({"skeleton": options.skeleton, "slots": slots})  # JSON is YAML
         (self.folder / "space.yaml").write_text(text, encoding="utf-8")
         self.space = read_space(self.folder / "space.yaml")
         self.skeleton = model_yaml(self.space.skeleton, self.space.baseline, self.dataset.nc)
@@ -156,12 +151,12 @@ class Plan:
 
 
 def drawn(space: Any, count: int) -> list[Any]:
-    """Architectures with 1, 2, 4, 6 and all slots replaced, about equally many of each but for the first."""
+    """Architectures one with a single slot replaced, and equally many with 2, 4 and 6."""
     from nas.space.architecture import Architecture
 
     rng = random.Random(0)
     slots = [c for c in space.slots if len(c.options) > 1]
-    sizes = [min(size, len(slots)) for size in (2, 4, 6, 8)]
+    sizes = [min(size, len(slots)) for size in (2, 4, 6)]
     found: dict[Any, None] = {}
     while len(found) < count:
         size = 1 if len(found) == 0 else sizes[len(found) % len(sizes)]
@@ -350,6 +345,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="dataset YAML; the built-in set where none is given")
     parser.add_argument("--skeleton", default="yolo11n.yaml")
+    parser.add_argument("--slots", default="*", help="slots that may hold another block")
     parser.add_argument("--narrow", default="*.P4*", help="slots that may have half their width")
     parser.add_argument("--imgsz", type=int, default=160)
     parser.add_argument("--parts", default="a,b", help="a: do cheap scores rank; b: what the final networks are worth")
