@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -161,17 +162,12 @@ def _load_blocks(job: TeacherJob) -> None:
 
 
 def _teacher(job: TeacherJob) -> Teacher:
-    import json  # noqa: PLC0415
-
-    stat = Path(job.teacher).stat()
-    return _read_teacher(job.teacher, stat.st_mtime_ns, json.dumps(job.skeleton), tuple(job.names))
+    return _read_teacher(job.teacher, json.dumps(job.skeleton), tuple(job.names))
 
 
 @lru_cache(maxsize=1)
-def _read_teacher(path: str, changed: int, skeleton: str, names: tuple[str, ...]) -> Teacher:  # noqa: ARG001  (the key)
+def _read_teacher(path: str, skeleton: str, names: tuple[str, ...]) -> Teacher:
     """A worker's teacher stays with it."""
-    import json  # noqa: PLC0415
-
     from nas.imitation.teacher import read_teacher  # noqa: PLC0415
 
     return read_teacher(Path(path), json.loads(skeleton), names)

@@ -80,6 +80,7 @@ def test_a_teacher_is_met_before_anything_learns_from_it(tmp_path: Path) -> None
     assert "there is nothing to imitate" in meet(base, 0, silent)["fault"]
     fewer = {**base, "names": ["cell"], "skeleton": {**base["skeleton"], "nc": 1}}
     assert "it knows 8 classes" in meet(fewer, 0, silent)["shortfall"]
-    Path(base["teacher"]).write_bytes(b"not a checkpoint")
-    told = meet(base, 0, silent)
-    assert "not a checkpoint" in told["fault"] and told["cure"]
+    torn = tmp_path / "torn.pt"
+    torn.write_bytes(b"not a checkpoint")
+    told = meet({**base, "teacher": str(torn)}, 0, silent)
+    assert "is not opened" in told["fault"] and told["cure"]
