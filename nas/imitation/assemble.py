@@ -81,8 +81,7 @@ class Assembler:
         if row[2] in _PASSING or not list(new.parameters()):  # CBFuse adds maps that no slot writes
             return inputs[-1][0], True
         if layer == len(self._rows) - 1:
-            reread_head(new, self._teacher.model[layer], [index for index, _ in inputs])
-            return torch.arange(0), True
+            return torch.arange(0), reread_head(new, self._teacher.model[layer], [index for index, _ in inputs])
         if row == own:
             old, out = self._teacher.model[layer], torch.arange(width)
         else:

@@ -85,15 +85,16 @@ def reread(new: nn.Module, old: nn.Module, index: Tensor, width: int) -> bool:
 
 
 @torch.no_grad()
-def reread_head(new: Detect, old: Detect, indexes: Sequence[Tensor]) -> None:
+def reread_head(new: Detect, old: Detect, indexes: Sequence[Tensor]) -> bool:
     """As `reread`, for the last layer, which has several inputs. The width of its branches follows that of its first input;
-    of a hidden layer's channels those stay that the next layer reads most."""
+    of a hidden layer's channels those stay that the next layer reads most. Returns whether all of them have stayed."""
+    whole = True
     take_equal(new, old)
     for name in ("cv2", "cv3", "cv4", "one2one_cv2", "one2one_cv3", "one2one_cv4"):
         ours, theirs = getattr(new, name, None), getattr(old, name, None)
         if ours is not None and theirs is not None:
             for branch, source, index in zip(ours, theirs, indexes, strict=True):
-                _chain(branch, source, index)
+                whole &= _chain(branch, source, index)
     proto = getattr(old, "proto", None)
     if isinstance(proto, Proto26):  # adds what it makes of the other inputs to the first one
         for refine, source, index in zip(new.proto.feat_refine, proto.feat_refine, indexes[1:], strict=True):
@@ -102,6 +103,7 @@ def reread_head(new: Detect, old: Detect, indexes: Sequence[Tensor]) -> None:
         _conv(new.proto.semseg[0], proto.semseg[0], indexes[0])
     elif proto is not None:
         _conv(new.proto.cv1, proto.cv1, indexes[0])
+    return whole
 
 
 def _joined(output: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -116,26 +118,34 @@ def _pooled(new: SPPF, old: SPPF, index: Tensor) -> None:
     _conv(new.cv2, old.cv2, torch.cat([hidden + group * step for group in range(groups)]))
 
 
-def _chain(new: nn.Module, old: nn.Module, index: Tensor) -> None:
-    """A branch: convolutions one after the other, some of them depthwise."""
+def _chain(new: nn.Module, old: nn.Module, index: Tensor) -> bool:
+    """A branch: convolutions one after the other, some of them depthwise. Returns whether none has become narrower."""
+    whole, silent = True, torch.zeros(())
     pairs = [(ours, theirs) for (_, ours), (_, theirs) in zip(_convs(new), _convs(old), strict=True)]
     for place, (ours, theirs) in enumerate(pairs):
         filters, source = _filter(ours), _filter(theirs)
         if source.groups > 1:
             _conv(ours, theirs, None, index)
-        elif filters.out_channels == source.out_channels:
-            _conv(ours, theirs, index)
-            index = torch.arange(source.out_channels)
-        else:
+            # of a channel at zero its norm makes a constant, which the next layer still reads
+            silent = theirs.act(theirs.bn(torch.zeros(1, source.out_channels, 1, 1))).flatten()
+            silent[index] = 0
+            continue
+        rows = torch.arange(source.out_channels)
+        if filters.out_channels != source.out_channels:
             reader = next(_filter(later) for _, later in pairs[place + 1 :] if _filter(later).groups == 1)
             rows = chosen(_columns(reader), filters.out_channels)
-            _conv(ours, theirs, index, rows)
-            index = rows
+            whole &= filters.out_channels > source.out_channels
+        _conv(ours, theirs, index, rows)
+        if silent.any():
+            ours.bn.running_mean -= (source.weight.sum((2, 3)) @ silent)[rows]
+            silent = torch.zeros(())
+        index = rows
+    return whole
 
 
-def _convs(branch: nn.Module) -> list[tuple[str, nn.Module]]:
+def _convs(branch: nn.Module) -> list[tuple[str, Any]]:
     """The convolutions of a branch in order, each with its norm where it has one (an Ultralytics `Conv`)."""
-    found: list[tuple[str, nn.Module]] = []
+    found: list[tuple[str, Any]] = []
     for name, child in branch.named_children():
         found += [(name, child)] if hasattr(child, "conv") or isinstance(child, nn.Conv2d) else _convs(child)
     return found
