@@ -42,10 +42,11 @@ ARROWS = {
     "study": {"pricing", "execution", "latency", "review", "runs", "search"},
     "pricing": {"execution", "latency"},
     "outcome": {"export", "review", "runs"},
-    "execution": {"blocks", "training", "latency", "yolo", "dataset"},
+    "execution": {"blocks", "training", "imitation", "latency", "yolo", "dataset"},
     "runs": {"search"},
     "review": {"search"},
     "export": {"review", "yolo"},
+    "imitation": {"training", "yolo"},
     "training": {"yolo"},
     "latency": {"yolo", "hardware"},
     "yolo": {"blocks", "user"},
@@ -71,7 +72,15 @@ OWNERS = {
     "ray": {"nas.execution.ray"},
     # the entrance exam runs a block's own export, which no model and no target stands around
     "onnxruntime": {"nas.latency", "nas.blocks.exam"},
-    "torch": {"nas.blocks", "nas.yolo", "nas.training", "nas.latency", "nas.execution.work"},
+    "torch": {
+        "nas.blocks",
+        "nas.yolo",
+        "nas.training",
+        "nas.latency",
+        "nas.imitation",
+        "nas.execution.work",
+        "nas.execution.imitate",
+    },
 }
 FREE_OF = {  # modules -> what importing them in a fresh process must not load
     ("nas", "nas.cli", "nas.user"): ("torch", "ray", "ultralytics", "optuna", "numpy", "nas.api"),
@@ -84,6 +93,7 @@ FREE_OF = {  # modules -> what importing them in a fresh process must not load
         "matplotlib",
         "plotly",
     ),
+    ("nas.imitation.library", "nas.imitation.alternatives", "nas.execution.imitate"): ("torch", "ray", "ultralytics"),
     ("nas.runs.folder", "nas.review.space_table"): ("torch", "ray", "ultralytics", "optuna"),
     (
         "nas.pricing",

@@ -1,0 +1,173 @@
+"""What workers do in a search by imitation: let blocks learn, judge an architecture without training it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.execution.work import Report, images_of
+from nas.space.skeleton import TASKS
+
+if TYPE_CHECKING:
+    from nas.imitation.teacher import Teacher
+
+IMITATE = "nas.execution.imitate:imitate"
+ASSEMBLE = "nas.execution.imitate:assemble"
+MEET = "nas.execution.imitate:meet"
+
+
+@dataclass(frozen=True)
+class TeacherJob:
+    """What all kinds of this work need: the skeleton's resolved model YAML with the data's classes, a checkpoint of it that
+    knows the classes `names`, and the data, divided as for a `TrainJob`. `blocks` are the user's block files."""
+
+    skeleton: Mapping[str, Any]
+    teacher: str
+    names: list[str]
+    data: str
+    root: str
+    cache: str
+    imgsz: int
+    held_out: float
+    split_seed: int
+    device: str
+    threads: int
+    fraction: float = 1.0
+    blocks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ImitateJob(TeacherJob):
+    """Let `alternatives` (`Alternative.plain`) learn, by `lessons` (`Lessons.plain`; the usual ones where empty). They come to
+    lie in the folder `library`, where one that was interrupted goes on."""
+
+    alternatives: list[dict[str, Any]] = field(default_factory=list)
+    library: str = ""
+    lessons: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AssembleJob(TeacherJob):
+    """Put the architecture `model` together from the teacher and `library`, and score it as it is. `keep` is where its
+    weights go: a checkpoint that a `TrainJob` takes as its `weights`. Its batch norms are settled by so many batches."""
+
+    model: Mapping[str, Any] = field(default_factory=dict)
+    library: str = ""
+    keep: str | None = None
+    settle: int = 0
+
+
+def meet(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)
+    """The teacher of a `TeacherJob`: its `digest`, `map` and `map50` on the held-out part; `{shortfall}` where the checkpoint
+    can only start a teacher's training, `{fault, cure}` where it is good for nothing."""
+    import torch  # noqa: PLC0415  (workers only)
+
+    from nas.errors import InputError  # noqa: PLC0415
+    from nas.imitation.teacher import refuse_worthless, shortfall  # noqa: PLC0415
+    from nas.yolo.metrics import evaluate  # noqa: PLC0415
+
+    job = TeacherJob(**payload)
+    try:
+        _load_blocks(job)
+        if reason := shortfall(Path(job.teacher), job.skeleton, job.names):
+            return {"shortfall": reason}
+        torch.set_num_threads(job.threads)
+        _, held_out, nc = _images(job)
+        teacher, device = _teacher(job), torch.device(job.device)
+        fitness = evaluate(teacher.model.to(device), held_out, nc, batch=32, device=device).fitness
+        teacher.model.to("cpu")
+        refuse_worthless(fitness.map)
+    except InputError as error:
+        return {"fault": error.message, "cure": error.hint}
+    return {"digest": teacher.digest, "map": fitness.map, "map50": fitness.map50}
+
+
+def imitate(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
+    """Let an `ImitateJob`'s alternatives learn; reports `{epoch, epochs, error, students}` after every epoch.
+
+    Returns by key what the library knows of each, dropped ones with their reason.
+    """
+    import torch  # noqa: PLC0415  (workers only)
+
+    from nas.imitation.alternatives import Alternative  # noqa: PLC0415
+    from nas.imitation.course import Course  # noqa: PLC0415
+    from nas.imitation.learn import Lessons  # noqa: PLC0415
+    from nas.imitation.library import Library  # noqa: PLC0415
+    from nas.training.precision import training_dtype  # noqa: PLC0415
+
+    job = ImitateJob(**payload)
+    torch.set_num_threads(job.threads)
+    alternatives = [Alternative.of(plain) for plain in job.alternatives]
+    library = Library(Path(job.library))
+    if library.missing(alternatives):
+        _load_blocks(job)
+        fit, held_out, _ = _images(job)
+        device = torch.device(job.device)
+        precision = training_dtype(device, Path(job.cache))
+        lessons = Lessons.of(job.lessons) if job.lessons else Lessons()
+        course = Course(job.skeleton, _teacher(job).model, fit, held_out, library, lessons, seed, device, precision)
+        course.take(alternatives, lambda lesson: report(asdict(lesson)))
+    entries = {alternative.key: library.get(alternative) for alternative in alternatives}
+    return {"entries": {key: asdict(entry) for key, entry in entries.items() if entry is not None}}
+
+
+def assemble(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (takes seconds)
+    """mAP of an `AssembleJob`'s network on the held-out part, untrained: `map`, `map50`, `box_map`, `seconds`, and the layers
+    that are `unfit`, whose weights do not do what they have learned."""
+    import torch  # noqa: PLC0415  (workers only)
+
+    from nas.imitation.assemble import assembler_of  # noqa: PLC0415
+    from nas.imitation.norms import settle_norms  # noqa: PLC0415
+    from nas.training.augment import Augmentation, Batches, generator_of  # noqa: PLC0415
+    from nas.yolo.checkpoints import save_checkpoint  # noqa: PLC0415
+    from nas.yolo.metrics import evaluate  # noqa: PLC0415
+
+    began = time.perf_counter()
+    job = AssembleJob(**payload)
+    torch.set_num_threads(job.threads)
+    _load_blocks(job)
+    fit, held_out, nc = _images(job)
+    device = torch.device(job.device)
+    made = assembler_of(job.skeleton, _teacher(job).model, Path(job.library)).assemble(job.model)
+    model = made.model.to(device, memory_format=torch.channels_last)
+    batches = Batches(fit, device)
+    order = torch.randperm(len(fit), generator=generator_of(job.split_seed))
+    rows = torch.split(order, 16)[: job.settle]
+    settle_norms(model, (batches.make(part, Augmentation(), generator_of(0))["img"] for part in rows))
+    metrics = evaluate(model, held_out, nc, batch=32, device=device)
+    if job.keep is not None:
+        save_checkpoint(model, Path(job.keep), job.names)
+    fitness, seconds = metrics.fitness, time.perf_counter() - began
+    known = {"map": fitness.map, "map50": fitness.map50, "box_map": metrics.boxes.map, "seconds": seconds}
+    return {**known, "unfit": list(made.unfit)}
+
+
+def _images(job: TeacherJob) -> tuple[Any, Any, int]:
+    polygons = TASKS[job.skeleton["head"][-1][2]] == "segment"
+    return images_of(job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed, polygons, job.fraction)
+
+
+def _load_blocks(job: TeacherJob) -> None:
+    import torch  # noqa: PLC0415  (workers only)
+
+    from nas.blocks.user import load_blocks  # noqa: PLC0415
+
+    with torch.random.fork_rng(devices=[]):  # the user's files run here, and draw nothing that a model would miss
+        load_blocks(*job.blocks)
+
+
+def _teacher(job: TeacherJob) -> Teacher:
+    return _read_teacher(job.teacher, json.dumps(job.skeleton), tuple(job.names))
+
+
+@lru_cache(maxsize=1)
+def _read_teacher(path: str, skeleton: str, names: tuple[str, ...]) -> Teacher:
+    """A worker's teacher stays with it."""
+    from nas.imitation.teacher import read_teacher  # noqa: PLC0415
+
+    return read_teacher(Path(path), json.loads(skeleton), names)

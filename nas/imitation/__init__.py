@@ -1,0 +1,1 @@
+"""Imitation: blocks that learn from the trained skeleton, and architectures put together from them without training."""

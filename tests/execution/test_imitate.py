@@ -1,0 +1,86 @@
+"""Imitation as work: the jobs that a search sends, on a few images of the built-in set."""
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ultralytics import YOLO
+
+from nas.cache import cache_root
+from nas.dataset.builtin import builtin_dataset
+from nas.dataset.description import read_dataset
+from nas.execution import work
+from nas.execution.imitate import AssembleJob, ImitateJob, TeacherJob, assemble, imitate, meet
+from nas.imitation.alternatives import alternatives_of, differences
+from nas.imitation.learn import Lessons
+from nas.imitation.library import Library
+from nas.space.architecture import Architecture, model_yaml
+from nas.space.search_space import SearchSpace, SlotChoices
+from nas.space.skeleton import read_skeleton
+from nas.training.recipe import Recipe
+from nas.yolo.build import build
+from nas.yolo.checkpoints import save_checkpoint
+from nas.yolo.weights import read_weights
+
+LESSONS = Lessons(rounds=(1,), first=1, judged=4, training=Recipe(batch=8, lr=0.004)).plain()
+
+
+def silent(_: Any) -> None: ...
+
+
+def shared(tmp_path: Path, name: str) -> dict[str, Any]:
+    """The fields of a `TeacherJob`: a skeleton with random weights as its teacher, and few images."""
+    skeleton = read_skeleton(name)
+    dataset = read_dataset(builtin_dataset(polygons="seg" in name), polygons="seg" in name)
+    yaml = model_yaml(skeleton, Architecture(skeleton.name), dataset.nc)
+    torch.manual_seed(0)
+    save_checkpoint(build(yaml), tmp_path / "teacher.pt", dataset.names)
+    where = {"data": str(dataset.yaml), "root": str(dataset.root), "cache": str(cache_root()), "imgsz": 64}
+    how = {"held_out": 0.05, "split_seed": 3, "device": "cpu", "threads": 1, "fraction": 0.05}
+    job = TeacherJob(yaml, str(tmp_path / "teacher.pt"), list(dataset.names), **where, **how)  # type: ignore[arg-type]
+    return asdict(job)
+
+
+@pytest.mark.parametrize("name", ["yolo11n.yaml", "yolo11n-seg.yaml"])
+def test_from_a_teacher_to_a_network_that_trains_on(tmp_path: Path, name: str) -> None:
+    """Blocks learn, a network with narrower slots is assembled, scored and kept, and a proxy training goes on from it."""
+    skeleton, base = read_skeleton(name), shared(tmp_path, name)
+    slots = (
+        SlotChoices(skeleton.slot("backbone.P4"), ("keep", "repvit"), (0.5, 1.0)),
+        SlotChoices(skeleton.slot("neck.topdown.P3"), ("irmb",), (0.5,)),
+    )
+    space = SearchSpace(skeleton, slots)
+    alternatives = [a for slot in alternatives_of(space).values() for a in slot.values() if a is not None]
+    plain, seen, folder = [a.plain() for a in alternatives], list[Any](), str(tmp_path / "library")
+    job = ImitateJob(**base, alternatives=plain, library=folder, lessons=LESSONS)
+    entries = imitate(asdict(job), 0, seen.append)["entries"]
+    assert len(entries) == 4 and not any(entry["dropped"] for entry in entries.values()) and seen[0]["students"] == 4
+    architecture = next(a for a in space.enumerate() if len(a.placements) == 2 and a.placements[0].channels == 64)
+    model = model_yaml(skeleton, architecture, len(base["names"]))
+    library = Library(Path(folder))
+    rise = library.rise(differences(model, base["skeleton"]))
+    assert rise == pytest.approx(sum(entries[a.key]["rise"] for a in differences(model, base["skeleton"])))
+    keep = tmp_path / "assembled.pt"
+    told = assemble(asdict(AssembleJob(**base, model=model, library=folder, keep=str(keep), settle=1)), 0, silent)
+    assert 0 <= told["map"] <= told["map50"] <= 1 and told["unfit"] == [23]  # the head, whose width follows its first input
+    assert YOLO(keep).model.names == dict(enumerate(base["names"]))
+    same = {field.name: base[field.name] for field in fields(work.TrainJob) if field.name in base}
+    train = work.TrainJob(model, rungs=[1], batch=8, lr0=0.0, weights=str(keep), keep=str(tmp_path / "on.pt"), **same)
+    went_on = work.train(asdict(train), 0, silent)
+    whole = len(build(model).state_dict())
+    assert tuple(went_on["transferred"]) == (whole, whole)
+    before, after = (dict(read_weights(path).named_parameters()) for path in (keep, tmp_path / "on.pt"))
+    assert all(torch.equal(p, after[n]) for n, p in before.items())
+
+
+def test_a_teacher_is_met_before_anything_learns_from_it(tmp_path: Path) -> None:
+    base = shared(tmp_path, "yolo11n.yaml")
+    assert "there is nothing to imitate" in meet(base, 0, silent)["fault"]
+    fewer = {**base, "names": ["cell"], "skeleton": {**base["skeleton"], "nc": 1}}
+    assert "it knows 8 classes" in meet(fewer, 0, silent)["shortfall"]
+    torn = tmp_path / "torn.pt"
+    torn.write_bytes(b"not a checkpoint")
+    told = meet({**base, "teacher": str(torn)}, 0, silent)
+    assert "is not opened" in told["fault"] and told["cure"]
