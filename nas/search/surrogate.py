@@ -222,7 +222,7 @@ def negative_log_posterior(form: Form, parts: _Parts, targets: Floats, theta: Fl
         (
             effects * (parts.grams @ outer),
             0.5 * inverse_squares * (parts.squares @ falling),
-            [outer @ product, noise * np.sum(outer[:: n + 1])],
+            np.array([outer @ product, noise * np.sum(outer[:: n + 1])]),
         )
     )
     return float(value), gradient + away / form.prior[1]
