@@ -1,9 +1,9 @@
 """Architectures and table rows as numbers for the accuracy model: mixed columns, encoded once, in groups.
 
-A column of numbers is scaled to [-1/2, 1/2] over its values, by its logarithm where it is positive and spans a factor of
-two or more; a column of text becomes one-hot. An absent value (a knob of another block) lies at 0, the middle: that the
-block is another says the rest. `SpaceCodes` writes a search space's architectures as one option number per slot, so that
-drawing, encoding and comparing 100,000 of them are array operations.
+A column of numbers is scaled to [-1/2, 1/2] over its values, by its logarithm where it is positive, spans a factor of two
+or more and is not left lopsided by it; a column of text becomes one-hot. An absent value (a knob of another block) lies at
+0, the middle: that the block is another says the rest. `SpaceCodes` writes a search space's architectures as one option
+number per slot, so that drawing, encoding and comparing 100,000 of them are array operations.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from nas.space.search_space import Params, SearchSpace, SlotChoices
 
 Floats = NDArray[np.float64]
 LOG_SPAN = 2.0  # from this ratio of largest to smallest on, a column is read on a logarithmic scale
+LOPSIDED = 1.0  # skewness up to which values may lie on a logarithmic scale, even where they lie more evenly on their own
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,20 @@ def encode(columns: Sequence[Sequence[float | str | None]]) -> Features:
 
 
 def scale_number(values: Floats) -> Floats:
-    """To [-1/2, 1/2] over the values, on a logarithmic scale where they are positive and span a factor of two; NaN to 0."""
+    """To [-1/2, 1/2] over the values, by their logarithm where that fits (see above); NaN to 0."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if low > 0 and high / low >= LOG_SPAN:
-        values, low, high = np.log(values), math.log(low), math.log(high)
+        logs = np.log(values)
+        if _skewness(logs) <= max(LOPSIDED, _skewness(values)):
+            values, low, high = logs, math.log(low), math.log(high)
     width = high - low
     return np.asarray(np.nan_to_num((values - low) / width - 0.5 if width > 0 else np.zeros_like(values)))
+
+
+def _skewness(values: Floats) -> float:
+    """How lopsided values are, to either side; NaN left out."""
+    away = values - np.nanmean(values)
+    return abs(float(np.nanmean(away**3))) / math.pow(float(np.nanmean(away**2)), 1.5)
 
 
 class SpaceCodes:

@@ -51,3 +51,5 @@ def test_columns():
     assert features.points[:, 1:3].tolist() == [[math.sqrt(0.5), 0], [0, math.sqrt(0.5)], [0, 0]]
     assert features.points[:, 3].tolist() == [-0.5, 0, 0.5]
     assert scale_number(np.array([10.0, 11.0, 12.0])) == pytest.approx([-0.5, 0, 0.5])
+    uniform = np.linspace(0.0001, 1, 1001)  # its logarithm would put nearly all of it at one end
+    assert scale_number(uniform) == pytest.approx(np.linspace(-0.5, 0.5, 1001))
