@@ -203,8 +203,8 @@ def test_epochs_go_where_the_loss_rises(folder: Path) -> None:
 def test_a_solved_stem_is_the_least_squares() -> None:
     """Where the teacher's slot is a 1 x 1 convolution, a stem solved for it leaves no error, mean and deviation included."""
     yaml, teacher = trained("yolo11n.yaml")
-    seen = tap(teacher.model, torch.rand(8, 3, 64, 64), {4})[4]
     torch.manual_seed(0)
+    seen = tap(teacher.model, torch.rand(8, 3, 64, 64), {4})[4]
     layer = build_layer(yaml, alternative("backbone.P3", "riformer").row, seen[0].shape[1])
     stem = stem_of(layer)
     assert stem is not None
