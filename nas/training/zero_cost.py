@@ -31,7 +31,7 @@ from nas.yolo.decode import Images, Pixels
 
 BATCH = 8  # images that a score looks at
 # Pixels of a side, to which larger images are shrunk: any model of the default space then takes under a second of one core.
-SIDE = 160
+SIDE = 128
 PART = 2  # images per gradient; ZiCo compares the gradients of several parts of the batch
 SMALL = 20480  # numbers; torch (aten/src/ATen/native/Convolution.cpp) gives what is larger to oneDNN, on one thread
 RECTIFIERS = frozenset(

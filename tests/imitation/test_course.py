@@ -215,7 +215,7 @@ def test_a_solved_stem_is_the_least_squares() -> None:
         got = stem.train(mode).norm(stem.filter(seen[0])).detach()
         assert float((got - goal).square().mean() / goal.var()) < 1e-3
     own = before_activation(teacher.model.model[4], seen[0], 128)
-    assert own is not None and torch.allclose(nn.functional.silu(own), seen[1], atol=1e-5)
+    assert own is not None and torch.allclose(nn.functional.silu(own), seen[1], atol=1e-4)
 
 
 def test_groups_are_whole_neighbouring_slots() -> None:
