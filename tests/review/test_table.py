@@ -84,6 +84,18 @@ def test_terminal_table_marks_picks_and_always_shows_the_baseline(make_run):
     assert "\u202e" not in text
 
 
+def test_how_sure_a_latency_is_stands_beside_it(make_run, tmp_path):
+    """Of a moment that was never quiet the interval begins at 0; what is predicted is marked as that."""
+    run = make_run()
+    sure = {"latency_low_ms": 0.0, "latency_high_ms": 3.0, "latency_p90_ms": 2.5, "latency_source": "predicted"}
+    shaky = record(80, 2.0, 0.6, **sure)
+    write_csv([*run.records, shaky], tmp_path / "trials.csv")
+    (line,) = (row for row in csv.DictReader((tmp_path / "trials.csv").open()) if row["trial"] == "80")
+    assert [line[name] for name in sure] == ["0.0", "3.0", "2.5", "predicted"]
+    assert "~2.00 ms" in _render([*run.records, shaky], run.summary)
+    assert "~1" not in _render(run.records, run.summary)
+
+
 def test_records_refuse_what_no_figure_can_show():
     for wrong in ({"map": math.nan}, {"map": 37.3}, {"latency_ms": 0.0}, {"latency_ms": math.inf}, {"state": "best"}):
         with pytest.raises(ValueError, match="trial 1"):
