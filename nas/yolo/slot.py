@@ -81,7 +81,7 @@ def before_activation(layer: nn.Module, x: Tensor, channels: int) -> Tensor | No
 
     def note(_: nn.Module, __: Any, output: Tensor) -> None:
         if output.shape[1] == channels:
-            found[:] = [output]
+            found[:] = [output.clone()]  # the activation behind it may work in place
 
     hooks = [module.register_forward_hook(note) for module in layer.modules() if isinstance(module, nn.BatchNorm2d)]
     try:
