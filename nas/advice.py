@@ -55,7 +55,7 @@ class Suggestions:
 
 def accuracy_of(space: SearchSpace, entries: Sequence[Entry]) -> Additive | None:
     """The regression of mAP on what was trained; None where that is too little."""
-    trained = {e.architecture: float(e.result["map"]) for e in entries if e.state == "done" and e.result}
+    trained = {e.architecture: e.map for e in entries if e.state == "done"}
     if len(trained) < MIN_RESULTS:
         return None
     return Additive.fit(space.skeleton, list(trained), list(trained.values()))
@@ -71,8 +71,8 @@ def to_measure(
     if near and (accuracy := accuracy_of(space, entries)) is not None:
         order = np.argsort(-accuracy.predict(near), kind="stable")
         near = [near[index] for index in order]
-    done = [e for e in entries if e.state == "done" and e.result and e.price and limits.met(e.price)]
-    points = [(e.result["map"], e.price["ms"]) for e in done if e.result and e.price]
+    done = [e for e in entries if e.state == "done" and e.price and limits.met(e.price)]
+    points = [(e.map, e.price["ms"]) for e in done if e.price]
     front = [done[i] for i in front_indices(*zip(*points, strict=True))] if points else []
     predicted = [e.architecture for e in front if e.price and e.price.get("source") == "predicted"]
     return list(dict.fromkeys([*near[:MAX_TO_MEASURE], *(a for a in predicted if a not in measured)]))
@@ -102,8 +102,8 @@ def worth_training(
     inside = [index for index, price in enumerate(priced) if limits.broken(price) is None]
     maps = np.clip(accuracy.predict([pool[index] for index in inside]), 0.0, 1.0)
     ms = np.array([priced[index]["ms"] for index in inside])
-    known = [e for e in entries if e.state == "done" and e.result and e.price and limits.met(e.price)]
-    known_maps = np.array([e.result["map"] for e in known if e.result])
+    known = [e for e in entries if e.state == "done" and e.price and limits.met(e.price)]
+    known_maps = np.array([e.map for e in known])
     known_ms = np.array([e.price["ms"] for e in known if e.price])
     joined = front_indices([*known_maps, *maps], [*known_ms, *ms])
     fresh = [int(index) - len(known) for index in joined if index >= len(known)]

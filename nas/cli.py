@@ -92,7 +92,7 @@ _allow_noisy = click.option(
 @click.option("--sampler", default="tpe", show_default=True, help="tpe or random.")
 @click.option("--weights", metavar="FILE", help="Checkpoint of the skeleton (.pt): what an architecture kept starts from it.")
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs, held_out, rungs or confirm.")
 @_blocks
 @click.option("--name", help="Folder under results/.  [default: search, search2, …]")
 @click.option(

@@ -15,6 +15,7 @@ BudgetKind = Literal["device", "wall", "trials"]
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BUDGET_HINT = "write a number with a unit: 64gpu-h, 30gpu-min (device time), 2h, 30min (wall clock) or 20trials"
+RUNG_FACTOR = 3
 _QUANTITY = re.compile(r"\s*([+-]?\d*\.?\d+(?:[eE][+-]?\d+)?)\s*([A-Za-zµμ-]*)\s*")
 
 
@@ -141,7 +142,9 @@ class RunConfig:
         max_size_mb: likewise on the weights as the target stores them, in 1e6 bytes.
         target: what latency is measured on, in full and with its image size (see `nas.latency.target`).
         imgsz: side of the square input of proxies in pixels.
-        epochs: length of the lowest rung.
+        epochs: of the highest rung.
+        rungs: how many there are, each about a third as long as the next; trials climb them by `nas.search.ladder`.
+        confirm: with how many more seeds the front's members are trained in the end.
         batch: images per training step.
         lr0: peak learning rate.
         weights: checkpoint that proxies start from, or None for a start from scratch.
@@ -165,6 +168,8 @@ class RunConfig:
     max_size_mb: float | None = None
     imgsz: int = 640
     epochs: int = 5
+    rungs: int = 1
+    confirm: int = 1
     batch: int = 8
     lr0: float = 0.004
     weights: str | None = None
@@ -183,10 +188,20 @@ class RunConfig:
             if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
                 raise InputError(f"{entry.name} is {value!r}", f"give {called}")
         Budget.parse(self.budget)
-        for name, low, high in (("imgsz", 32, 4096), ("epochs", 1, 10_000), ("batch", 1, 4096), ("workers", 1, 4096)):
+        for name, low, high in (
+            ("imgsz", 32, 4096),
+            ("epochs", 1, 10_000),
+            ("batch", 1, 4096),
+            ("workers", 1, 4096),
+            ("confirm", 0, 20),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"{name} is {value!r}", f"give a whole number from {low} to {high}")
+        if not 1 <= self.rungs <= self.epochs:
+            raise InputError(
+                f"rungs is {self.rungs}", f"{self.epochs} epochs allow 1 to {self.epochs}; raise --epochs for more"
+            )
         if self.imgsz % 32:
             near = max(32, round(self.imgsz / 32) * 32)
             raise InputError(f"imgsz {self.imgsz} is not a multiple of 32", f"use {near}")
@@ -210,6 +225,12 @@ class RunConfig:
         """What no architecture that is trained may be over, but for the baseline."""
         return Limits(self.max_latency_ms, self.max_params, self.max_gmacs, self.max_size_mb)
 
+    @property
+    def rung_epochs(self) -> list[int]:
+        """Epochs of each rung, rising: about a third of the next, but at least one fewer."""
+        found = [max(rung + 1, round(self.epochs / RUNG_FACTOR ** (self.rungs - 1 - rung))) for rung in range(self.rungs)]
+        return [max(found[: rung + 1]) for rung in range(self.rungs)]
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -228,7 +249,14 @@ class RunConfig:
             raise InputError(f"{where}: {error.message}", error.hint) from error
 
 
-SETTABLE: Mapping[str, type[int] | type[float]] = {"lr0": float, "batch": int, "epochs": int, "held_out": float}
+SETTABLE: Mapping[str, type[int] | type[float]] = {
+    "lr0": float,
+    "batch": int,
+    "epochs": int,
+    "held_out": float,
+    "rungs": int,
+    "confirm": int,
+}
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:

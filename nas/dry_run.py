@@ -28,13 +28,14 @@ from nas.devices import table_prices
 from nas.errors import StoppedError
 from nas.execution.executor import Attempt, Executor, Progress, Result
 from nas.execution.work import TRAIN, TrainJob, WeightsJob
+from nas.jobs import training_job
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.limits import Limits, infeasible
 from nas.pricing import POLL_SECONDS, Intervals, Price, Pricing
 from nas.review.record import duration, milliseconds
 from nas.seeds import derive
-from nas.session import open_executor, training_jobs, try_weights
+from nas.session import open_executor, try_weights
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.search_space import SearchSpace
 
@@ -258,7 +259,8 @@ def _rehearse(
     small = read_dataset(sample, folder, polygons=space.skeleton.task == "segment")
     held_out = min(0.5, REHEARSED_IMAGES / len(small.train))
     job = replace(
-        training_jobs(config, dataset, list(blocks))(model_yaml(space.skeleton, space.baseline, dataset.nc)),
+        training_job(config, dataset, blocks),
+        model=model_yaml(space.skeleton, space.baseline, dataset.nc),
         data=str(sample),
         root=str(folder),
         cache=str(folder / "cache"),

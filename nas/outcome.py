@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nas.config import RunConfig
 from nas.export import write_winner
@@ -17,6 +18,9 @@ from nas.review.table import front_of, picks_of, write_csv, write_json
 from nas.runs.folder import read_config, read_manifest
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
+from nas.search.front import front_indices, hypervolume
+from nas.search.noise import hypervolume_interval, interval, pooled_deviation
+from nas.seeds import derive
 from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
@@ -27,11 +31,19 @@ TABLES_SHARE = 0.02
 
 def records_of(entries: Sequence[Entry], skeleton: Skeleton, limits: Limits) -> list[Record]:
     """One record per trial."""
-    return [_record(entry, skeleton, limits) for entry in entries]
+    noise = noise_of(entries)
+    return [_record(entry, skeleton, limits, noise) for entry in entries]
 
 
-def _record(entry: Entry, skeleton: Skeleton, limits: Limits) -> Record:
-    architecture, price, result = entry.architecture, entry.price or {}, entry.result or {}
+def noise_of(entries: Iterable[Entry]) -> float | None:
+    """How far mAP differs from seed to seed, from what was trained more than once: see `pooled_deviation`."""
+    return pooled_deviation([entry.maps for entry in entries if entry.repeats])
+
+
+def _record(entry: Entry, skeleton: Skeleton, limits: Limits, noise: float | None) -> Record:
+    architecture, price = entry.architecture, entry.price or {}
+    known = (*entry.results[-1:], *entry.repeats)
+    low, high = interval(entry.map, len(known), noise) if known and noise is not None else (None, None)
     return Record(
         trial=entry.number,
         id=architecture.id,
@@ -39,8 +51,12 @@ def _record(entry: Entry, skeleton: Skeleton, limits: Limits) -> Record:
         reason=entry.reason,
         baseline=architecture.is_skeleton,
         feasible=limits.met(price),
-        map=result.get("map"),
-        map50=result.get("map50"),
+        map=entry.map if known else None,
+        map50=sum(result["map50"] for result in known) / len(known) if known else None,
+        map_low=low,
+        map_high=high,
+        trainings=len(known),
+        rung=len(entry.results) - 1 if known else None,
         latency_ms=price.get("ms"),
         latency_spread=price.get("spread"),
         params=price.get("params"),
@@ -69,7 +85,7 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         limits=config.limits,
         data="/".join(Path(config.data).parts[-2:]),
         classes=tuple(read_manifest(folder)["classes"]),
-        fidelity=f"{config.epochs} epochs at {config.imgsz} px{data}{start}, seed {config.seed}",
+        fidelity=f"{_epochs(config)} epochs at {config.imgsz} px{data}{start}, seed {config.seed}",
         split=f"held-out part of train ({config.held_out:.0%})",
         seed=config.seed,
         command=read_config(folder)[1],
@@ -77,10 +93,36 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         device_seconds=ledger.device_seconds(),
         wall_seconds=ledger.wall_seconds,
         stopped_because=_stopped_because(store),
+        **_certainty(store, config.limits, config.seed),
         metric=metric_of(skeleton),
         predictions=_predictions(store),
         weights=weights,
     )
+
+
+def _epochs(config: RunConfig) -> str:
+    *lower, top = config.rung_epochs
+    return f"{top}" if not lower else f"{top} (rungs {', '.join(map(str, lower))} before)"
+
+
+def _certainty(store: Store, limits: Limits, seed: int) -> dict[str, Any]:
+    """`RunSummary.noise` and `hypervolume`: its slow end is the limit, or twice the baseline's latency."""
+    if not any(entry.repeats for entry in store.entries):
+        return {"noise": None, "hypervolume": None}
+    noise = noise_of(store.entries) or 0.0
+    done = [e for e in store.entries if e.state == "done" and e.price and limits.met(e.price)]
+    points = [(e.map, e.price["ms"]) for e in done if e.price]
+    front = [done[index] for index in front_indices(*zip(*points, strict=True))] if points else []
+    baseline = store[0].price or {}
+    reference = limits.ms or 2 * baseline.get("ms", 0.0)
+    if not front or not (front[0].price or {})["ms"] < reference:
+        return {"noise": noise, "hypervolume": None}
+    maps, latencies = [e.map for e in front], [(e.price or {})["ms"] for e in front]
+    box = {"reference_ms": reference, "fastest_ms": latencies[0]}
+    low, high = hypervolume_interval(
+        maps, [len(e.maps) for e in front], latencies, noise, **box, seed=derive(seed, 0, "hypervolume")
+    )
+    return {"noise": noise, "hypervolume": (hypervolume(maps, latencies, **box), low, high)}
 
 
 def _counts(store: Store) -> dict[str, int]:
@@ -135,6 +177,7 @@ class Tables:
         began = self._clock()
         summary = replace(
             self._summary,
+            **_certainty(self._store, self._summary.limits, self._summary.seed),
             counts=_counts(self._store),
             device_seconds=self._ledger.device_seconds(),
             wall_seconds=self._ledger.wall_seconds,
@@ -173,8 +216,8 @@ def write_tables(folder: Path, records: Sequence[Record], summary: RunSummary) -
     """
     front = front_of(records)
     shown = front + [r for r in records if r.baseline and r not in front]
-    write_csv(records, folder / "trials.csv")
-    write_csv(shown, folder / "front.csv")
+    write_csv(records, folder / "trials.csv", summary.noise)
+    write_csv(shown, folder / "front.csv", summary.noise)
     write_json(shown, folder / "front.json", summary)
 
 

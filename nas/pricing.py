@@ -63,11 +63,15 @@ class Unpriced:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A job of the lane: for a trial, or (None) to calibrate. Where the latency is known it counts and does not time."""
+    """A job of the lane: for a trial, or (None) to calibrate. Where the latency is known it counts and does not time.
+
+    `before` is what was measured before, where it is measured again.
+    """
 
     number: int | None
     architecture: Architecture
     latency: Price | None = None
+    before: Price | None = None
 
 
 class Intervals(NamedTuple):
@@ -90,6 +94,7 @@ class Pricing:
         blocks: the user's block files that the models need.
         charge: takes the seconds that each measurement took.
         table: the latencies of a target that is another device's: nothing is measured then.
+        clock: seconds, of which only differences count.
     """
 
     def __init__(
@@ -102,7 +107,9 @@ class Pricing:
         blocks: Sequence[str],
         charge: Callable[[float], None],
         table: TablePrices | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._config, self._space, self._nc = config, space, nc
         self._executor, self._known, self._blocks, self._charge = executor, known, list(blocks), charge
         self._table = table
@@ -171,6 +178,10 @@ class Pricing:
         self._start(_Asked(number, architecture, None if estimate is None else estimate.as_price()))
         return None
 
+    def again(self, number: int, architecture: Architecture) -> None:
+        """Measure a trained architecture once more; `take` will tell what both times say."""
+        self._start(_Asked(number, architecture, before=self._recall(architecture)))
+
     def predict(self, architectures: Sequence[Architecture]) -> Intervals | None:
         """Latencies of architectures that need not have been measured; None as long as too little was."""
         model = self._estimator.fitted() if self._table is None else self._table.model
@@ -178,7 +189,7 @@ class Pricing:
 
     def repeat(self) -> None:
         """Measure again what needs it, when its time has come; to be called often."""
-        if self._again is not None and (self.stopping or time.monotonic() >= self._again[1]):
+        if self._again is not None and (self.stopping or self._clock() >= self._again[1]):
             asked, self._again = self._again[0], None
             if not self.stopping:  # else a resumed search draws the proposal again
                 self._start(asked)
@@ -217,7 +228,7 @@ class Pricing:
             return None
         if _unstable(event) and self._tries[asked.architecture] == 1:
             log.warning("trial %d: %s: measured again in %.0f s", asked.number, event.reason, REPEAT_SECONDS)
-            self._again = asked, time.monotonic() + REPEAT_SECONDS
+            self._again = asked, self._clock() + REPEAT_SECONDS
             return None
         return Unpriced(asked.number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
 
@@ -289,6 +300,8 @@ class Pricing:
         """The price that a job has found, kept for other trials and runs where it was measured."""
         if asked.latency is not None:
             return {**data, **asked.latency}
+        if asked.before is not None:
+            data = both(asked.before, data)
         self._known.put(self._key(self.model(asked.architecture)), dict(data))
         self._estimator.add(asked.architecture, data)
         return without_rows(data)
@@ -319,6 +332,13 @@ class Pricing:
 def _unstable(event: Failed | Lost) -> bool:
     """Whether a measurement failed for what the machine did meanwhile."""
     return isinstance(event, Failed) and event.reason.startswith(UNSTABLE)
+
+
+def both(one: Price, other: Price) -> dict[str, Any]:
+    """What two measurements of one model say: the faster, since a neighbour only ever adds; its interval covers both."""
+    faster, slower = sorted((one, other), key=lambda price: float(price["ms"]))
+    times = one.get("times", 1) + other.get("times", 1)
+    return {**faster, "low": min(one["low"], other["low"]), "high": max(faster["high"], slower["ms"]), "times": times}
 
 
 def without_rows(price: Price) -> Price:

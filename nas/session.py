@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from nas.devices import ask_for_more, table_notes, table_prices
 from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Executor, Result
 from nas.execution.executor import Progress as Report
-from nas.execution.work import TRY_WEIGHTS, TrainJob, WeightsJob
+from nas.execution.work import TRY_WEIGHTS, WeightsJob
 from nas.hardware import GpuMeter, cuda_devices, threads_per_worker, worker_environment
+from nas.jobs import ProxyJobs
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.outcome import Tables
@@ -29,7 +30,7 @@ from nas.run import Run, writing
 from nas.runs import folder as folders
 from nas.runs.ledger import Ledger
 from nas.runs.store import STORE_ERRORS, Store
-from nas.seeds import derive
+from nas.runs.trials import TrialFolders
 from nas.space.architecture import model_yaml
 from nas.space.memory import attention_notes
 from nas.space.reader import read_space
@@ -65,6 +66,7 @@ def run_session(
         for note in notes:
             log.info(note)
 
+        trials = TrialFolders(folder)
         tables = Tables(folder, config, space.skeleton, store, ledger)
 
         meter = GpuMeter() if config.device == "cuda" else None
@@ -96,8 +98,8 @@ def run_session(
                         executor=executor,
                         prices=prices,
                         ledger=ledger,
-                        jobs=training_jobs(config, dataset, blocks),
-                        folder=folder,
+                        jobs=ProxyJobs(config, dataset, blocks, trials),
+                        folders=trials,
                         watch=watch,
                         record=tables.outdate,
                         blocks=blocks,
@@ -165,33 +167,6 @@ def try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str,
         raise StartError(event.data["fault"], event.data["cure"])
     count, of = event.data["transferred"]
     return f"the skeleton: {count} of {of} tensors from {Path(job.weights).name}", event.seconds
-
-
-def training_jobs(config: RunConfig, dataset: Dataset, blocks: list[str]) -> Callable[[dict[str, Any]], TrainJob]:
-    """A function from a model YAML to the job that trains a proxy of it."""
-    threads = threads_per_worker(config.workers, config.device)
-
-    def job(model: dict[str, Any]) -> TrainJob:
-        return TrainJob(
-            model,
-            data=str(dataset.yaml),
-            root=str(dataset.root),
-            cache=str(cache_root()),
-            imgsz=config.imgsz,
-            rungs=[config.epochs],
-            batch=config.batch,
-            lr0=config.lr0,
-            held_out=config.held_out,
-            split_seed=derive(config.seed, 0, "split"),
-            device=config.device,
-            threads=threads,
-            names=list(dataset.names),
-            fraction=config.fraction,
-            weights=config.weights,
-            blocks=blocks,
-        )
-
-    return job
 
 
 def open_executor(config: RunConfig, folder: Path) -> Executor:

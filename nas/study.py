@@ -1,7 +1,9 @@
 """The loop of a search: probe, then ask -> price -> train -> record until the budget ends.
 
 It decides and writes; everything slow happens in the executor's workers, and it never waits for one of them alone.
-A trial's way: proposed -> rejected (over a limit, a repeat, forbidden) | queued -> running -> done | failed.
+A trial's way: proposed -> rejected (over a limit, a repeat, forbidden) | queued -> running -> done | failed; with several
+rungs it is paused after each but the last, and queued again when it is promoted. Of what is done, the front is trained once
+more in the end, with other seeds.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nas.climb import Climb
 from nas.config import RunConfig
 from nas.errors import NasError, StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
-from nas.execution.work import TRAIN, UNSTABLE, TrainJob
+from nas.execution.work import UNSTABLE
+from nas.jobs import Jobs, Step
 from nas.latency.cache import LatencyCache
 from nas.latency.table import TablePrices
 from nas.pricing import NOISY_HINT, POLL_SECONDS, Priced, Pricing, Unpriced
@@ -56,12 +60,13 @@ class Study:
         store: the trials, empty or of an earlier session.
         executor: who runs; closed by whoever made it.
         prices: latencies known already.
-        jobs: makes the training job of a model YAML.
-        folder: the run folder, for post-mortems.
+        jobs: the trainings.
+        folders: what trials leave on disk.
         watch: called whenever something changed, at least twice a second.
         record: called after every trial that has ended.
         blocks: the user's block files that the space needs.
         table: the latencies of a target that is another device's.
+        clock: seconds, of which only differences count.
     """
 
     def __init__(
@@ -73,30 +78,31 @@ class Study:
         executor: Executor,
         prices: LatencyCache,
         ledger: Ledger,
-        jobs: Callable[[dict[str, Any]], TrainJob],
-        folder: Path,
+        jobs: Jobs,
+        folders: TrialFolders,
         watch: Callable[[Status], None],
         record: Callable[[], None],
         blocks: Sequence[str] = (),
         table: TablePrices | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._space, self._nc, self._store = config, space, nc, store
         self._executor, self._ledger = executor, ledger
         self._jobs, self._watch, self._record = jobs, watch, record
-        self._folder, self._folders = folder, TrialFolders(folder)
-        self._table = table
+        self._folders, self._table, self._clock = folders, table, clock
+        self._climb = Climb(store, jobs.rungs, config.confirm)
         self._pricing = Pricing(
-            config, space, nc, executor, prices, blocks, lambda seconds: store.add_seconds(lane=seconds), table
+            config, space, nc, executor, prices, blocks, lambda seconds: store.add_seconds(lane=seconds), table, clock
         )
         self._seen: set[str] = set()
-        self._queue: deque[int] = deque()
-        self._running: dict[str, int] = {}
+        self._queue: deque[Step] = deque()
+        self._running: dict[str, Step] = {}
         self._began: dict[int, float] = {}
         self._epochs: dict[int, tuple[int, int]] = {}
         self._heartbeat: dict[int, float] = {}
         self._saved = 0.0
-        self._best: Entry | None = None
         self._unsure: set[int] = set()
+        self._to_time_again: deque[int] = deque()
         self._misses = 0
         self._keys = itertools.count()
         self._phase = "probe"
@@ -130,9 +136,8 @@ class Study:
                 self._save_clock()
                 self._watch(self._status())
         finally:
-            for number, began in self._began.items():
-                if number in self._running.values():
-                    self._store.charge(number, time.monotonic() - began)
+            for step in self._running.values():
+                self._store.charge(step.number, self._clock() - self._began[step.number])
             self._ledger.save()
             if self._pricing.error is not None:
                 self._store.put_fact("latency_error", asdict(self._pricing.error))
@@ -147,10 +152,13 @@ class Study:
         waiting = [entry.number for entry in self._store.reopen()]
         self._reprice()
         for entry in map(self._store.__getitem__, waiting):
-            if reason := self._broken(entry):
+            reason = self._broken(entry)
+            if reason and entry.results:
+                self._store.rest(entry.number)
+            elif reason:
                 self._reject(entry.number, reason, entry.price)
             else:
-                self._queue.append(entry.number)
+                self._queue.append(Step(entry.number, len(entry.results)))
         entries = self._store.entries
         for entry in entries:
             self._compare(entry)
@@ -171,7 +179,7 @@ class Study:
     def _reprice(self) -> None:
         """What waits or has ended gets the latency that the table has for it now."""
         if self._table is not None:
-            for number, price in self._now([e for e in self._store.entries if e.state in {"queued", "done"}]).items():
+            for number, price in self._now([e for e in self._store.entries if e.state in {"queued", "paused", "done"}]).items():
                 if price != self._store[number].price:
                     self._store.reprice(number, price, self._config.limits.excess(price))
 
@@ -185,7 +193,7 @@ class Study:
     def _within_reach(self) -> bool:
         """Whether a trained architecture already meets the limits, or there are none."""
         limits = self._config.limits
-        return not limits or any(e.state == "done" and limits.met(e.price or {}) for e in self._store.entries)
+        return not limits or any(e.results and limits.met(e.price or {}) for e in self._store.entries)
 
     def _step(self) -> bool:
         """One round: start what can start, wait for events, take them in. False when all is done."""
@@ -194,12 +202,13 @@ class Study:
         if self._wants_more():
             self._propose()
             self._start()
-        elif not self._pricing.busy and not self._stopping and not self._settle() and not self._ledger.exhausted(()):
-            self._pricing.calibrate()
-        if not self._queue and not self._running and not self._pricing.under_way:
-            return self._wants_more()
-        if not self._running and not self._pricing.under_way and not self._may_start():
-            return False  # what waits in the queue no longer fits: it stays queued for a larger budget
+        elif not self._pricing.busy and not self._stopping:
+            self._use_lane()
+        if not self._running and not self._pricing.under_way:
+            self._start()  # settling may have changed the front
+            if not self._running:
+                # what still waits in the queue no longer fits: it stays queued for a larger budget
+                return not self._queue and self._wants_more()
         # A cached price leaves nothing to wait for: the next proposal comes at once.
         for event in self._executor.poll(0.0 if self._wants_more() else POLL_SECONDS):
             self._take(event)
@@ -213,7 +222,19 @@ class Study:
         """Whether to propose now: nothing says stop, the lane is free, little waits, and the budget has room."""
         if self._stopping or self._exhausted or self._pricing.busy or len(self._queue) >= PRICED_AHEAD:
             return False
-        return self._ledger.fits(self._elapsed(), len(self._queue))
+        return self._has_room(len(self._queue))
+
+    def _has_room(self, waiting: int) -> bool:
+        """Whether one more trial fits the budget, with what is needed to confirm the front."""
+        workers = self._config.workers if self._ledger.budget.kind == "wall" else 1
+        reserve = self._climb.reserve(self._folders.front, self._ledger.budget.amount, workers)
+        fresh = sum(not step.rung and not step.repeat for step in self._running.values())
+        return self._ledger.fits(self._elapsed(), waiting, fresh=fresh, reserve=reserve)
+
+    def _use_lane(self) -> None:
+        """The lane is free: what needs to be measured comes first, what makes predictions better last."""
+        if not self._settle() and not self._ledger.exhausted(()) and not self._time_again():
+            self._pricing.calibrate()
 
     def _settle(self) -> bool:
         """Measure a trained architecture that a prediction has brought to the front; whether one is being measured.
@@ -221,9 +242,9 @@ class Study:
         So nobody's place on the front is predicted; what a measured trial dominates even at its best needs no measurement.
         """
         while self._unsure:
-            entry = max((self._store[number] for number in self._unsure), key=lambda e: (_map(e), -e.number))
+            entry = max((self._store[number] for number in self._unsure), key=lambda e: (e.map, -e.number))
             price = entry.price or {}
-            if self._folders.dominated(_map(entry), price["low"]):
+            if self._folders.dominated(entry.map, price["low"]):
                 self._unsure.remove(entry.number)
                 self._folders.ended(entry, feasible=True)
                 continue
@@ -234,21 +255,59 @@ class Study:
         return False
 
     def _settled(self, number: int, price: Mapping[str, Any]) -> None:
-        """A trained architecture was predicted and is measured now."""
-        self._unsure.remove(number)
+        """A trained architecture was predicted and is measured now, or measured again."""
+        self._unsure.discard(number)
         self._store.reprice(number, price, self._config.limits.excess(price))
         self._compare(self._store[number])
         self._record()
 
-    def _may_start(self) -> bool:
-        """The baseline always starts; another trial when it fits the budget, and nobody asked to stop."""
-        if not self._queue or self._stopping:
+    def _time_again(self) -> bool:
+        """Measure a confirmed trial once more; whether one is being measured."""
+        if not self._to_time_again:
             return False
-        return self._ledger.fits(self._elapsed(), 0) or (self._queue[0] == 0 and not self._ledger.exhausted(()))
+        number = self._to_time_again.popleft()
+        self._pricing.again(number, self._architecture(number))
+        return True
+
+    def _next(self) -> Step | None:
+        """What to train now: what is promoted, what waits, and when nothing more is proposed, what is to be confirmed."""
+        if self._stopping:
+            return None
+        step = self._climb.promotion()
+        if step is not None and self._fits(step):
+            self._store.promote(step.number)
+            self._climb.promoted(step.number)
+            return step
+        if self._queue and self._fits(self._queue[0]):
+            return self._queue.popleft()
+        if not self._explored:
+            return None
+        self._phase = "promote" if any(not step.repeat for step in self._running.values()) else "confirm"
+        if self._phase == "promote":
+            return None
+        step = self._climb.confirmation(self._folders.front, list(self._running.values()))
+        return step if step is not None and self._fits(step) else None
+
+    @property
+    def _explored(self) -> bool:
+        """Whether nothing more will be proposed."""
+        if not len(self._store) or self._store.counts["proposed"] or self._unsure:
+            return False
+        return self._exhausted is not None or not self._has_room(0)
+
+    def _fits(self, step: Step) -> bool:
+        """Whether a step fits the budget; the baseline always starts."""
+        if step.number == 0 and not step.repeat:
+            return not self._ledger.exhausted(())
+        if step.rung or step.repeat:
+            return not self._ledger.exhausted(self._elapsed()) and self._ledger.fits(
+                self._elapsed(), 0, seconds=self._climb.seconds(step)
+            )
+        return self._has_room(0)
 
     def _elapsed(self) -> list[float]:
-        now = time.monotonic()
-        return [now - self._began.get(number, now) for number in self._running.values()]
+        now = self._clock()
+        return [now - self._began.get(step.number, now) for step in self._running.values()]
 
     def _propose(self, fixed: Architecture | None = None) -> None:
         """Ask for one architecture and have it priced; a repeat or a forbidden one is rejected at once.
@@ -257,7 +316,7 @@ class Study:
         """
         number = len(self._store)
         if fixed is None and self._misses >= MISSES:
-            near = [e.architecture for e in self._store.entries if e.state in {"done", "queued", "running"}]
+            near = [e.architecture for e in self._store.entries if e.state in {"done", "paused", "queued", "running"}]
             rng = random.Random(derive(self._config.seed, number, "fallback"))
             fixed = find_unseen(self._space, self._seen, near, self._config.imgsz, rng)
             if fixed is None:
@@ -292,7 +351,7 @@ class Study:
             return
         self._misses = 0
         self._store.queue(number, price, self._config.limits.excess(price))
-        self._queue.append(number)
+        self._queue.append(Step(number, 0))
 
     def _reject(self, number: int, reason: str, price: Mapping[str, Any] | None = None) -> None:
         self._misses += 1
@@ -300,16 +359,15 @@ class Study:
         log.info("trial %d rejected: %s", number, reason)
 
     def _start(self) -> None:
-        while self._executor.free > 0 and self._may_start():
-            number = self._queue.popleft()
-            state, keep = self._folders.state(number), self._folders.weights(number)
-            job = replace(self._jobs(self._pricing.model(self._architecture(number))), state=str(state), keep=str(keep))
+        while self._executor.free > 0 and (step := self._next()) is not None:
+            kind, payload = self._jobs.job(step, self._pricing.model(self._architecture(step.number)))
+            which = f"train again {step.repeat}" if step.repeat else "train"
             attempt = Attempt(
-                f"trial{number}-{next(self._keys)}", TRAIN, asdict(job), derive(self._config.seed, number, "train")
+                f"trial{step.number}-{next(self._keys)}", kind, payload, derive(self._config.seed, step.number, which)
             )
-            self._store.start(number)
-            self._running[attempt.key] = number
-            self._began[number] = time.monotonic()
+            self._store.start(step.number)
+            self._running[attempt.key] = step
+            self._began[step.number] = self._clock()
             self._executor.start(attempt)
 
     def _take(self, event: Event) -> None:
@@ -320,13 +378,13 @@ class Study:
 
     def _take_price(self, event: Event) -> None:
         told = self._pricing.take(event)
-        if isinstance(told, Priced) and told.number in self._unsure:
+        if isinstance(told, Priced) and self._store[told.number].state == "done":
             self._settled(told.number, told.price)
         elif isinstance(told, Priced):
             self._priced(told.number, told.price)
-        elif isinstance(told, Unpriced) and told.number in self._unsure:
-            self._unsure.remove(told.number)
-            log.warning("trial %d: its latency stays predicted: %s", told.number, told.reason)
+        elif isinstance(told, Unpriced) and self._store[told.number].state == "done":
+            self._unsure.discard(told.number)
+            log.warning("trial %d: its latency stays as it is: %s", told.number, told.reason)
         elif isinstance(told, Unpriced):
             reason = f"invalid: {told.reason}"
             self._reject(told.number, reason)
@@ -334,7 +392,8 @@ class Study:
             self._stop_if_all_fail_alike(reason)
 
     def _take_training(self, event: Event) -> None:
-        number, now = self._running[event.key], time.monotonic()
+        step, now = self._running[event.key], self._clock()
+        number = step.number
         self._began[number] = now - event.seconds  # the worker's own clock: it may have had to start first
         if isinstance(event, Progress):
             if note := event.data.get("note"):
@@ -350,29 +409,48 @@ class Study:
             self._store.charge(number, event.seconds, "stopped: nothing to train on")
             self._hopeless = StartError(event.data["fault"], event.data["cure"])
         elif isinstance(event, Result):
-            if (skipped := event.data.get("skipped")) and number == 0:
-                log.warning("%d images cannot be read and are left out: %s", len(skipped), ", ".join(skipped))
-            self._store.finish(number, event.seconds, event.data)
-            self._compare(self._store[number])
-            if transferred := event.data.get("transferred"):
-                weights = Path(self._config.weights or "").name
-                log.info("trial %d: %d of %d tensors from %s", number, *transferred, weights)
-            what = metric_of(self._space.skeleton)
-            log.info("trial %d done: %s %.4f in %.1f s", number, what, event.data["map"], event.seconds)
-            self._stop_if_nothing_is_learned()
+            self._passed(step, event)
         elif isinstance(event, Lost) and self._losses(number) + 1 < MAX_ATTEMPTS:
             self._store.charge(number, event.seconds, "lost")
-            self._queue.appendleft(number)
+            if not step.repeat:
+                self._queue.appendleft(step)
             log.warning("trial %d lost (%s): tried again", number, event.reason)
+        elif step.repeat:
+            self._store.charge(number, event.seconds, "failed")
+            self._climb.give_up(number)
+            log.warning("trial %d is not confirmed: %s", number, event.reason)
         else:
             self._store.fail(number, event.seconds, event.reason)
             self._post_mortem(number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
             self._stop_if_all_fail_alike(event.reason)
         self._record()
 
+    def _passed(self, step: Step, event: Result) -> None:
+        """A trial has passed a rung, or was confirmed."""
+        number, data, what = step.number, event.data, metric_of(self._space.skeleton)
+        if step.repeat:
+            self._store.confirm(number, event.seconds, data)
+            maps = ", ".join(f"{value:.4f}" for value in self._store[number].maps)
+            log.info("trial %d confirmed: %s %s", number, what, maps)
+            if self._pricing.measures and (self._store[number].price or {}).get("times", 1) < 2:
+                self._to_time_again.append(number)
+        else:
+            if (skipped := data.get("skipped")) and number == 0:
+                log.warning("%d images cannot be read and are left out: %s", len(skipped), ", ".join(skipped))
+            top = step.rung == self._jobs.rungs - 1
+            self._store.finish(number, event.seconds, data, paused=not top)
+            if transferred := data.get("transferred"):
+                weights = Path(self._config.weights or "").name
+                log.info("trial %d: %d of %d tensors from %s", number, *transferred, weights)
+            word = "done" if top else f"paused at rung {step.rung}"
+            log.info("trial %d %s: %s %.4f in %.1f s", number, word, what, data["map"], event.seconds)
+            if not step.rung:
+                self._stop_if_nothing_is_learned()
+        self._compare(self._store[number])
+
     def _save_clock(self) -> None:
         """kill -9 takes no leave: it costs the wall clock a few seconds at most."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._saved >= HEARTBEAT_SECONDS:
             self._saved = now
             self._ledger.save()
@@ -394,55 +472,50 @@ class Study:
         ended = [e for e in self._store.entries if e.state in {"done", "failed"} or (e.reason or "").startswith("invalid")]
         ended = ended[-SAME_FAILURES:]
         if len(ended) == SAME_FAILURES and all(e.reason == reason for e in ended):
-            hint = NOISY_HINT if UNSTABLE in reason else f"see {self._folder / 'trials'}"
+            hint = NOISY_HINT if UNSTABLE in reason else f"see {self._folders.folder(ended[-1].number).parent}"
             self._hopeless = StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", hint)
 
     def _stop_if_nothing_is_learned(self) -> None:
-        if self._store.counts["done"] == SAME_FAILURES and not any(e.result and e.result["map"] for e in self._store.entries):
+        if self._store.tally.ranked == SAME_FAILURES and not any(e.results and e.map for e in self._store.entries):
             hint = "train longer or larger: raise --epochs or --imgsz; check that the labels belong to the images"
             self._hopeless = StoppedError(f"the first {SAME_FAILURES} trials all have mAP 0: nothing can be ranked", hint)
 
     def _stop_running(self) -> None:
         """The budget is used up: what still runs ends now and stays queued, so that a larger budget can take it up."""
-        for key, number in list(self._running.items()):
-            self._store.charge(number, self._executor.stop(key), "stopped: budget spent")
+        for key, step in list(self._running.items()):
+            self._store.charge(step.number, self._executor.stop(key), "stopped: budget spent")
             del self._running[key]
-            self._forget(number)
+            self._forget(step.number)
 
     def _architecture(self, number: int) -> Architecture:
         return self._store[number].architecture
 
     def _compare(self, entry: Entry) -> None:
-        """Keep the best trial within the limits, and the weights of those that none dominates."""
-        if entry.state != "done" or not entry.result or not entry.price:
+        """What a trial that rests means for the others: who is promoted, who is on the front, whose weights stay."""
+        if not entry.results or not entry.price:
             return
         feasible = self._config.limits.met(entry.price)
+        self._climb.note(entry, feasible=feasible)
+        if entry.state != "done":
+            return
         if feasible and entry.price.get("source") == "predicted" and self._pricing.measures:
             self._unsure.add(entry.number)
             return
         self._folders.ended(entry, feasible=feasible)
-        if feasible:
-            best = self._best
-            if best is None or not best.result or entry.result["map"] > best.result["map"]:
-                self._best = entry
 
     def _status(self) -> Status:
         return Status(
             phase=self._phase,
             counts=dict(self._store.counts),
-            running={n: self._epochs.get(n, (0, self._config.epochs)) for n in self._running.values()},
+            running={s.number: self._epochs.get(s.number, (0, self._config.epochs)) for s in self._running.values()},
             budget=self._ledger.budget.text,
             share=min(1.0, self._ledger.used(self._elapsed()) / self._ledger.budget.amount),
             wall_seconds=self._ledger.wall_seconds,
             baseline=_point(self._store[0]) if len(self._store) else None,
-            best=_point(self._best),
+            best=_point(max(self._folders.front, key=lambda entry: entry.map, default=None)),
         )
 
 
-def _map(entry: Entry) -> float:
-    return float(entry.result["map"]) if entry.result else 0.0
-
-
 def _point(entry: Entry | None) -> tuple[float, float] | None:
-    """mAP and latency of a finished trial."""
-    return (entry.result["map"], entry.price["ms"]) if entry and entry.result and entry.price else None
+    """mAP and latency of a trained trial."""
+    return (entry.map, entry.price["ms"]) if entry and entry.results and entry.price else None

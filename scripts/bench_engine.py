@@ -18,6 +18,8 @@ import tempfile
 import time
 import warnings
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,13 @@ from optuna.samplers import RandomSampler, TPESampler
 
 from nas.config import Budget, RunConfig
 from nas.execution.executor import Attempt, Event, Result
-from nas.execution.work import TrainJob
+from nas.execution.work import TRAIN, TrainJob
+from nas.jobs import Step
 from nas.outcome import Tables
 from nas.runs.folder import write_config, write_manifest
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
+from nas.runs.trials import TrialFolders
 from nas.seeds import derive
 from nas.space.reader import find_space, read_space
 from nas.space.search_space import SearchSpace
@@ -64,6 +68,15 @@ class InstantExecutor:
         pass
 
 
+class InstantJobs:
+    """Trainings of one rung."""
+
+    rungs = 1
+
+    def job(self, _step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        return TRAIN, asdict(TrainJob(model, "", "", "", 640, [5], 8, 0.004, 0.2, 0, "cpu", 1))
+
+
 class EveryPrice:
     """A latency cache that knows every model already."""
 
@@ -81,7 +94,7 @@ class EveryPrice:
 
 def engine(space: SearchSpace, sampler: str, trials: int) -> dict[str, float]:
     """CPU milliseconds per trial of the whole loop, and of writing the tables once; bytes of the store per trial."""
-    config = RunConfig("none", "none", f"{trials}trials", "cpu:onnxruntime", max_latency_ms=1.9, sampler=sampler)
+    config = RunConfig("none", "none", f"{trials}trials", "cpu:onnxruntime", max_latency_ms=1.9, sampler=sampler, confirm=0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = Store(folder, create=True)
@@ -97,8 +110,8 @@ def engine(space: SearchSpace, sampler: str, trials: int) -> dict[str, float]:
             InstantExecutor(),
             EveryPrice(),  # type: ignore[arg-type]
             ledger,
-            lambda model: TrainJob(model, "", "", "", 640, [5], 8, 0.004, 0.2, 0, "cpu", 1),
-            folder,
+            InstantJobs(),
+            TrialFolders(folder),
             watch=lambda _: tables.update(),
             record=tables.outdate,
         )

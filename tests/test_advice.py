@@ -33,7 +33,7 @@ def prices(architectures):
 
 
 def done(number, architecture, source="table") -> Entry:
-    return Entry(number, architecture, "done", None, price(architecture, source), {"map": accuracy(architecture)})
+    return Entry(number, architecture, "done", None, price(architecture, source), ({"map": accuracy(architecture)},))
 
 
 def near(number, architecture) -> Entry:

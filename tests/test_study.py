@@ -8,10 +8,9 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -19,12 +18,11 @@ import sqlalchemy
 import yaml
 from optuna.trial import TrialState
 
-from nas import pricing as pricing_module
-from nas import study as study_module
 from nas.config import Budget, RunConfig
 from nas.errors import InfeasibleError, StoppedError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 from nas.execution.work import PRICE, TRAIN, UNSTABLE, TrainJob
+from nas.jobs import Step
 from nas.latency.cache import LatencyCache
 from nas.latency.table import NEAR, Measured, Table, TablePrices, near
 from nas.latency.target import Target
@@ -36,6 +34,7 @@ from nas.runs.database import RUNG
 from nas.runs.folder import write_config, write_manifest
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
+from nas.runs.trials import TrialFolders
 from nas.space.architecture import model_yaml
 from nas.space.reader import read_space
 from nas.study import MAX_ATTEMPTS, SAME_FAILURES, Study
@@ -46,6 +45,12 @@ skeleton: yolo11n.yaml
 slots:
   backbone.P4: {block: [keep, repvit, irmb], width: [0.5, 1.0]}
   backbone.P5: {block: [keep, repvit], width: [0.5, 1.0]}
+"""
+WIDE = """
+skeleton: yolo11n.yaml
+slots:
+  backbone.P4: {block: [keep, repvit, irmb], width: [0.5, 0.75, 1.0, 1.25], depth: [1, 2]}
+  backbone.P5: {block: [keep, repvit], width: [0.5, 0.75, 1.0, 1.25], depth: [1, 2]}
 """
 TINY = """
 skeleton: yolo11n.yaml
@@ -104,7 +109,7 @@ class FakeExecutor:
     workers: int = 1
     seconds: Callable[[dict], float] = lambda model: 10.0
     fate: Callable[[Attempt, int], type[Failed] | type[Lost] | str | None] = lambda attempt, count: None
-    score: Callable[[dict], float] = accuracy
+    judge: Callable[[dict], float] = lambda payload: accuracy(payload["model"])
     crash_at: int | None = None
     calls: int = 0
     priced: list[str] = field(default_factory=list)
@@ -169,7 +174,7 @@ class FakeExecutor:
         if attempt.quiet:
             return Result(attempt.key, self._price(attempt.payload, model), seconds)
         self.finished.append(name_of(model))
-        return Result(attempt.key, {"map": self.score(model), "map50": 0.5, "pid": 1}, seconds)
+        return Result(attempt.key, {"map": self.judge(attempt.payload), "map50": 0.5, "pid": 1}, seconds)
 
     def _price(self, job, model) -> dict:
         known, ms = footprint(model), latency(model)
@@ -203,6 +208,22 @@ def empty_store(tmp_path_factory) -> Path:
     return folder / "study.db"
 
 
+@dataclass
+class FakeJobs:
+    """`nas.jobs.Jobs` whose payload says which step it is for."""
+
+    epochs: list[int]
+
+    @property
+    def rungs(self) -> int:
+        return len(self.epochs)
+
+    def job(self, step: Step, model) -> tuple[str, dict]:
+        until = self.epochs[step.rung]
+        job = TrainJob(model, "d.yaml", "", "cache", 640, self.epochs, 1, 0.01, 0.2, 0, "cpu", 1, until=until)
+        return TRAIN, {**asdict(job), "repeat": step.repeat}
+
+
 class Lab:
     """One run folder in which searches can be run, one after another, as sessions of the same run."""
 
@@ -214,7 +235,7 @@ class Lab:
         self.space = read_space(folder / "space.yaml")
         target = Target.parse("auto")
         self.config = {"data": "d.yaml", "space": "s", "budget": "1000trials", "target": str(target), "sampler": "random"}
-        self.config |= config
+        self.config |= {"confirm": 0, **config}
         self.prices = LatencyCache(folder / "latency", target)
         self.table: TablePrices | None = None
         self.recorded = 0
@@ -229,9 +250,6 @@ class Lab:
         store = Store(self.folder, create=False)
         ledger = Ledger(Budget.parse(config.budget), store, clock=self.clock)
 
-        def jobs(model):
-            return TrainJob(model, "d.yaml", "", "cache", 640, [1], 1, 0.01, 0.2, 0, "cpu", 1)
-
         def record():
             self.recorded += 1
 
@@ -243,11 +261,12 @@ class Lab:
             executor,
             self.prices,
             ledger,
-            jobs,
-            self.folder,
+            FakeJobs(config.rung_epochs),
+            TrialFolders(self.folder),
             watch=lambda status: watch(study),
             record=record,
             table=self.table,
+            clock=self.clock,
         )
         try:
             return study.run()
@@ -278,16 +297,24 @@ class Lab:
         model = self.model(architecture)
         return {"ms": latency(model), **footprint(model)}
 
+    def optuna(self):
+        """The trials as Optuna reads them."""
+        return optuna.load_study(study_name=RUNG, storage=f"sqlite:///{self.folder / 'study.db'}").trials
+
+    def summary(self):
+        config = RunConfig(**self.config)
+        write_config(self.folder, config, "nas search")
+        write_manifest(self.folder, "", ["a", "b", "c"], {})
+        ledger = Ledger(Budget.parse(config.budget), self.store, clock=self.clock)
+        return summary_of(self.folder, config, self.space.skeleton, self.store, ledger)
+
     def records(self):
         return records_of(self.store.entries, self.space.skeleton, RunConfig(**self.config).limits)
 
 
 @pytest.fixture
-def clock(monkeypatch) -> Clock:
-    clock = Clock()
-    for module in (study_module, pricing_module):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -524,7 +551,7 @@ def test_a_crash_at_any_call_loses_and_doubles_nothing(make_lab):
 def test_eight_trials_without_any_detection_stop_the_search(make_lab):
     lab = make_lab(SPACE)
     with pytest.raises(StoppedError, match="first 8 trials all have mAP 0") as error:
-        lab.run(lab.executor(score=lambda model: 0.0))
+        lab.run(lab.executor(judge=lambda payload: 0.0))
     assert "--epochs" in error.value.hint
     assert len(lab.names("done")) == 8
 
@@ -798,3 +825,89 @@ def test_a_limit_that_a_table_puts_out_of_reach_ends_before_any_training(make_la
     with pytest.raises(InfeasibleError, match=r"nothing is at most 0.01 ms"):
         lab.run(executor)
     assert executor.trained == []
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_trials_climb_the_rungs_and_the_front_is_of_those_at_the_top(make_lab, workers):
+    """Far fewer get to the top than begin; nothing is trained twice to one rung; nothing waits when the search has ended."""
+    lab = make_lab(WIDE, epochs=9, rungs=3, budget="60trials", workers=workers)
+    executor = lab.executor(workers=workers)
+    assert lab.run(executor) == "budget spent"
+    entries = lab.store.entries
+    ranked = [e for e in entries if e.results]
+    done = [e for e in entries if e.state == "done"]
+    assert len(ranked) == 60 and {e.state for e in ranked} == {"paused", "done"}
+    assert {len(e.results) for e in done} == {3} and 2 <= len(done) <= 20
+    assert len(done) < sum(len(e.results) >= 2 for e in entries) <= 35
+    assert entries[0].state == "done"
+    assert Counter(executor.finished) == {lab.name(e.architecture): len(e.results) for e in ranked}
+    records = lab.records()
+    assert {r.trial for r in front_of(records)} <= {e.number for e in done}
+    assert {r.rung for r in records if r.state == "paused"} <= {0, 1}
+    values = {t.number: t.values[0] for t in lab.optuna() if t.values}
+    assert values == {e.number: e.map for e in ranked}
+
+
+def test_a_search_on_rungs_that_is_killed_ends_alike(make_lab):
+    """The end of the process at any call: each trial has its results once, and the front is the same."""
+
+    def ended(lab):
+        return {e.number: (e.architecture.id, e.state, e.maps, len(e.results)) for e in lab.store.entries}
+
+    options = {"epochs": 9, "rungs": 2, "budget": "14trials", "confirm": 1}
+    whole = make_lab(WIDE, "whole", **options)
+    executor = whole.executor()
+    whole.run(executor)
+    wanted = ended(whole)
+    assert any(e.repeats for e in whole.store.entries)
+    for crash in range(3, executor.calls, 7):
+        lab = make_lab(WIDE, f"crash{crash}", **options)
+        with pytest.raises(CrashError):
+            lab.run(lab.executor(crash_at=crash))
+        lab.run(lab.executor())
+        assert ended(lab) == wanted, crash
+
+
+def noisy(payload) -> float:
+    """Accuracy of a seed: the first is lucky."""
+    return accuracy(payload["model"]) * (0.9 if payload["repeat"] else 1.0)
+
+
+def test_the_front_is_confirmed_with_another_seed_and_measured_again(make_lab):
+    lab = make_lab(budget="12trials", confirm=1, max_latency_ms=3.5)
+    executor = lab.executor(judge=noisy)
+    assert lab.run(executor) == "budget spent"
+    records = {r.trial: r for r in lab.records()}
+    front = front_of(list(records.values()))
+    assert front and {r.trainings for r in front} == {2} == {records[0].trainings}
+    for r in front:
+        entry = lab.store[r.trial]
+        assert entry.maps == pytest.approx(
+            (accuracy(lab.model(entry.architecture)), 0.9 * accuracy(lab.model(entry.architecture)))
+        )
+        assert r.map == pytest.approx(sum(entry.maps) / 2) and r.map_low < r.map < r.map_high
+        assert entry.price["times"] == 2 and executor.timed.count(lab.name(entry.architecture)) >= 2
+    summary = lab.summary()
+    assert summary.noise > 0 and summary.hypervolume[1] < summary.hypervolume[0] < summary.hypervolume[2]
+    assert lab.store.tally.ranked == 12
+    trained = Counter(executor.trained)
+    assert lab.run(again := lab.executor(judge=noisy)) == "budget spent"
+    assert not again.trained and Counter(executor.trained) == trained
+
+
+def test_a_part_of_the_budget_is_kept_for_confirming(make_lab):
+    lab = make_lab(WIDE, budget="200gpu-s", confirm=1)
+    lab.run(lab.executor())
+    front = front_of(lab.records())
+    assert {r.trainings for r in front} == {2}
+    assert sum(e.seconds for e in lab.store.entries) + lab.store.seconds("lane") <= 200
+    assert lab.store.tally.ranked >= 8
+
+
+def test_who_cannot_be_confirmed_stays_with_one_seed(make_lab):
+    lab = make_lab(TINY, confirm=1)
+    executor = lab.executor(fate=lambda attempt, count: Failed if attempt.payload.get("repeat") else None)
+    assert lab.run(executor) == EVERYTHING
+    done = [e for e in lab.store.entries if e.state == "done"]
+    assert {lab.name(e.architecture) for e in done} == lab.all() and not any(e.repeats for e in done)
+    assert any(e.attempts[-1]["outcome"] == "failed" for e in done)

@@ -100,6 +100,9 @@ def _front_traces(front: Sequence[Record], summary: RunSummary, span: Span) -> l
         "cliponaxis": False,
         "legendgroup": "front",
     }
+    if all(r.map_low is not None for r in front):
+        up, down = ([abs((end or 0.0) - (r.map or 0.0)) for r, end in zip(front, ends, strict=True)] for ends in _ends(front))
+        points["error_y"] = {"type": "data", "array": up, "arrayminus": down, "thickness": 1, "width": 3, "color": FRONT}
     end = max(front[-1].latency_ms or 0.0, min(summary.limits.ms or math.inf, span.high))
     stairs = {
         "type": "scatter",
@@ -112,6 +115,11 @@ def _front_traces(front: Sequence[Record], summary: RunSummary, span: Span) -> l
         "legendgroup": "front",
     }
     return [stairs, points]
+
+
+def _ends(front: Sequence[Record]) -> tuple[list[float | None], list[float | None]]:
+    """Upper and lower ends of the intervals of mAP."""
+    return [r.map_high for r in front], [r.map_low for r in front]
 
 
 def _baseline_traces(baseline: Record | None, summary: RunSummary) -> list[dict[str, Any]]:
@@ -190,7 +198,8 @@ def _words(record: Record) -> str:
     if record.state != "done":
         facts.append(_hover(record.state if record.reason is None else f"{record.state}: {record.reason}"))
     if record.map is not None:
-        facts.append(f"mAP50-95 {record.map:.4f}" + ("" if record.map50 is None else f" · mAP50 {record.map50:.4f}"))
+        sure = "" if record.map_low is None else f" ({record.map_low:.4f} to {record.map_high:.4f}, {record.trainings} seeds)"
+        facts.append(f"mAP50-95 {record.map:.4f}{sure}" + ("" if record.map50 is None else f" · mAP50 {record.map50:.4f}"))
     if record.latency_ms is not None:
         facts.append(f"latency {record.latency_ms:.4g} ms{_certainty(record)}")
     if record.params is not None:

@@ -102,6 +102,11 @@ def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> Non
         end = max(x[-1], min(summary.limits.ms or np.inf, span.high))
         stairs = np.array([[x[0], *x, end], [-1.0, *y, y[-1]]])
         axes.step(*stairs, where="post", c=FRONT, lw=1.6, alpha=0.8, zorder=3)
+        if spans := [(r.latency_ms, r.map, r.map_low, r.map_high) for r in front if r.map_low is not None]:
+            at, mid, low, high = np.array(spans, dtype=np.float64).T
+            axes.errorbar(
+                at, mid, [mid - low, high - mid], fmt="none", ecolor=FRONT, elinewidth=1, capsize=2.5, alpha=0.6, zorder=3
+            )
         axes.plot(x, y, "o", c=FRONT, ms=6.5, mec="white", mew=0.8, zorder=4, label=f"front ({len(front):,})")
         for which, r in picks_of(front).items():
             names.setdefault((r.latency_ms or 0.0, r.map or 0.0), []).append(which)

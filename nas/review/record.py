@@ -29,7 +29,7 @@ class Record:
         reason: why it was rejected or failed, else None.
         baseline: whether it is the unmodified skeleton.
         feasible: whether it is within the limits (False for a baseline over the limit).
-        map: mAP50-95 in [0, 1], or None.
+        map: mAP50-95 in [0, 1] at the highest rung passed, mean over seeds, or None.
         map50: mAP50 in [0, 1], or None.
         latency_ms: p50 on the run's target in ms, or None, as for what another limit had ruled out before it was timed.
         latency_spread: how far the third-lowest p50 of the measured blocks lies above the lowest (0.02 is 2%), or None.
@@ -42,6 +42,10 @@ class Record:
         latency_low_ms: lower end of the interval of the latency, or None.
         latency_high_ms: upper end, or None.
         latency_p90_ms: 90th percentile of the fastest measured block, or None.
+        rung: the highest rung passed, from 0, or None.
+        trainings: how many seeds `map` is the mean of, 0 before the first rung.
+        map_low: lower end of the 90% interval of `map`, or None where nothing tells how seeds differ.
+        map_high: upper end, or None.
         latency_source: where the latency comes from: "measured", "predicted" or "table" (of another device), or None.
 
     Raises:
@@ -68,6 +72,10 @@ class Record:
     latency_high_ms: float | None = None
     latency_p90_ms: float | None = None
     latency_source: str | None = None
+    rung: int | None = None
+    trainings: int = 0
+    map_low: float | None = None
+    map_high: float | None = None
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -75,6 +83,8 @@ class Record:
         for name, low, high in (
             ("map", 0.0, 1.0),
             ("map50", 0.0, 1.0),
+            ("map_low", 0.0, 1.0),
+            ("map_high", 0.0, 1.0),
             ("latency_ms", math.ulp(0.0), math.inf),
             ("latency_spread", 0.0, math.inf),
             ("latency_low_ms", 0.0, math.inf),
@@ -113,6 +123,9 @@ class RunSummary:
         metric: what the mAP of its records is, see `metric_of`.
         predictions: how far predicted latencies are off, in words, or "" where none was predicted.
         weights: name of the checkpoint that proxies started from, or "" for a start from scratch.
+        noise: standard deviation of mAP over seeds, pooled over those trained more than once, or None.
+        hypervolume: of the front (`nas.search.front.hypervolume`) with the ends of its 90% interval, or None.
+        rungs: how well rungs rank, in words, or "".
     """
 
     name: str
@@ -133,6 +146,9 @@ class RunSummary:
     metric: str = "mAP50-95"
     predictions: str = ""
     weights: str = ""
+    noise: float | None = None
+    hypervolume: tuple[float, float, float] | None = None
+    rungs: str = ""
 
     @property
     def measured_on(self) -> str:
@@ -147,10 +163,12 @@ class RunSummary:
     @property
     def meaning(self) -> str:
         """What the mAP of this run is, in one plain sentence for every report."""
-        return (
-            f"{self.metric} is a proxy to rank architectures by: measured on the {self.split} after {self.fidelity}. "
-            "A fully trained model will have another mAP."
-        )
+        words = f"{self.metric} is a proxy to rank architectures by: measured on the {self.split} after {self.fidelity}. "
+        if self.noise is not None:
+            words += f"Another seed changes it by {self.noise:.3f} (standard deviation). "
+        if self.hypervolume is not None:
+            words += "Hypervolume of the front {:.3f}, 90% interval {:.3f} to {:.3f}. ".format(*self.hypervolume)
+        return f"{words}{self.rungs}A fully trained model will have another mAP."
 
     @property
     def tally(self) -> str:

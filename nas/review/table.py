@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nas.files import write_whole
 from nas.review.record import Record, RunSummary, baseline_of, milliseconds, printable, standing
 from nas.search.front import PICKS, front_indices, pick
+from nas.search.noise import alike
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,6 +43,11 @@ COLUMNS: Mapping[str, Column] = {
     "pick": Column("which of knee, fastest, best this member of the front is (several joined by +)", ""),
     "map": Column("mAP50-95 (of a segmentation model: of masks) on the run's split at the run's fidelity", "0 to 1"),
     "map50": Column("mAP50, likewise", "0 to 1"),
+    "map_low": Column("lower end of its 90% interval, from how much seeds differ; empty before any was repeated", "0 to 1"),
+    "map_high": Column("upper end", "0 to 1"),
+    "trainings": Column("how many seeds map is the mean of", ""),
+    "rung": Column("highest rung passed, from 0", ""),
+    "alike": Column("faster members of the front whose map it cannot be told apart from: trial numbers joined by +", ""),
     "latency_ms": Column("latency on the run's target, p50; empty where another limit ruled it out before", "ms"),
     "latency_low_ms": Column("lower end of its interval: of a measurement's blocks, or 90% of a prediction", "ms"),
     "latency_high_ms": Column("upper end", "ms"),
@@ -73,7 +79,10 @@ HEADINGS = (
     "memory",
     "against baseline",
 )
-LEGEND = "Against baseline: difference of mAP50-95, ratio of latency. ~: predicted, not measured."
+LEGEND = (
+    "Against baseline: difference of mAP50-95, ratio of latency. ~: predicted, not measured. "
+    "≈: its mAP cannot be told apart from that of this faster trial."
+)
 _ONLY_ON_PAPER = {"mAP50", "spread", "GMACs", "size", "memory"}  # a terminal of 100 columns has no room for them
 
 
@@ -104,6 +113,32 @@ def picks_of(front: Sequence[Record]) -> dict[str, Record]:
     return {which: front[pick(maps, latencies, which)] for which in PICKS}
 
 
+def alike_of(front: Sequence[Record], noise: float | None) -> dict[int, list[int]]:
+    """For each trial of a front, the faster ones whose mAP it cannot be told apart from; none where seeds were not compared.
+
+    Args:
+        front: fastest first.
+        noise: `RunSummary.noise`.
+    """
+    if noise is None:
+        return {}
+    pairs = ((a, b) for place, a in enumerate(front) for b in front[:place])
+    found: dict[int, list[int]] = {}
+    for a, b in pairs:
+        if alike(a.map or 0.0, max(1, a.trainings), b.map or 0.0, max(1, b.trainings), noise):
+            found.setdefault(a.trial, []).append(b.trial)
+    return found
+
+
+def accuracy_text(record: Record) -> str:
+    """The mAP for people, with half its interval: "0.378", "0.378 ±0.012"."""
+    if record.map is None:
+        return "–"
+    if record.map_low is None or record.map_high is None:
+        return f"{record.map:.3f}"
+    return f"{record.map:.3f} ±{(record.map_high - record.map_low) / 2:.3f}"
+
+
 def placement_text(record: Record) -> str:
     """The placement on one line: "backbone.P4=repvit w1.25 d2; neck.topdown.P3=irmb d1"; "" when all are kept."""
     return "; ".join(f"{slot}={what}" for slot, what in record.placement.items())
@@ -112,20 +147,22 @@ def placement_text(record: Record) -> str:
 def lines_of(records: Sequence[Record], summary: RunSummary) -> list[Line]:
     """The front as lines of text, in the order of latency; a baseline that is not on it comes last."""
     front, baseline = front_of(records), baseline_of(records)
-    named = picks_of(front)
+    named, alike_to = picks_of(front), alike_of(front, summary.noise)
     shown = front + ([baseline] if baseline and all(r is not baseline for r in front) else [])
     lines = []
     for r in shown:
         words = [which for which, member in named.items() if member is r]
         if r is baseline:
             words += [summary.baseline_name, *filter(None, [standing(r, summary)])]
+        if r.trial in alike_to:
+            words.append(f"≈ {alike_to[r.trial][0]}")
         if r.state != "done":
             words.append(r.state if r.reason is None else f"{r.state}: {printable(r.reason, 60)}")
         cells = (
             printable(", ".join(words)),
             str(r.trial),
             printable(r.id),
-            "–" if r.map is None else f"{r.map:.3f}",
+            accuracy_text(r),
             "–" if r.map50 is None else f"{r.map50:.3f}",
             "–" if r.latency_ms is None else "~"[r.latency_source != "predicted" :] + milliseconds(r.latency_ms),
             "–" if r.latency_spread is None else f"{r.latency_spread:.1%}",
@@ -182,7 +219,7 @@ def rich_table(records: Sequence[Record], summary: RunSummary) -> Table:
     return table
 
 
-def write_csv(records: Sequence[Record], path: Path) -> None:
+def write_csv(records: Sequence[Record], path: Path, noise: float | None = None) -> None:
     """Write one row per record under COLUMNS, the file whole or not at all.
 
     UTF-8, comma, dot as decimal sign, true/false, an empty field for what is not known. A text that a spreadsheet
@@ -196,7 +233,7 @@ def write_csv(records: Sequence[Record], path: Path) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*names, *(_field(f"slot.{slot}") for slot in slots)])
-    for r, row in zip(records, _rows(records), strict=True):
+    for r, row in zip(records, _rows(records, noise), strict=True):
         writer.writerow([_field(row[name]) for name in names] + [_field(r.placement.get(slot, "keep")) for slot in slots])
     write_whole(path, buffer.getvalue())
 
@@ -208,22 +245,25 @@ def write_json(records: Sequence[Record], path: Path, summary: RunSummary | None
     Raises:
         OSError: the file cannot be written.
     """
+    noise = None if summary is None else summary.noise
     content = {
         "run": None if summary is None else asdict(summary),
         "columns": {name: column._asdict() for name, column in COLUMNS.items() if name != "slot.*"},
-        "records": [{**row, "placement": dict(r.placement)} for r, row in zip(records, _rows(records), strict=True)],
+        "records": [{**row, "placement": dict(r.placement)} for r, row in zip(records, _rows(records, noise), strict=True)],
     }
     write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
 
-def _rows(records: Sequence[Record]) -> list[dict[str, object]]:
+def _rows(records: Sequence[Record], noise: float | None) -> list[dict[str, object]]:
     front = front_of(records)
+    alike_to = alike_of(front, noise)
     named, members = picks_of(front), {id(r) for r in front}
     derived = [
         {
             "front": id(r) in members,
             "pick": "+".join(which for which, member in named.items() if member is r),
             "placement": placement_text(r),
+            "alike": "+".join(map(str, alike_to.get(r.trial, []))),
         }
         for r in records
     ]

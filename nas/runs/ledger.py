@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
 from nas.config import Budget
 from nas.runs.store import Store
+
+CLOCKS = ("lane", "teach", "imitate")  # device seconds of no single trial: measuring, the teacher, the library
 
 
 class Ledger:
@@ -35,41 +36,50 @@ class Ledger:
 
     def device_seconds(self, running: Sequence[float] | None = None) -> float:
         """Charged so far; where `running` says what the running attempts have used (seconds each), that counts for them."""
-        charged = sum(entry.seconds for entry in self._store.entries) + self._store.seconds("lane")
-        if running is None:
-            return charged
-        under_way = (e.attempts[-1]["seconds"] for e in self._store.entries if e.state == "running" and e.attempts)
-        return charged + sum(running) - sum(map(float, under_way))
+        tally = self._store.tally
+        charged = tally.charged + sum(self._store.seconds(clock) for clock in CLOCKS)
+        return charged if running is None else charged + sum(running) - tally.under_way
 
     def used(self, running: Sequence[float] | None = None) -> float:
-        """In the budget's own unit: seconds, or finished trials."""
+        """In the budget's own unit: seconds, or trials that have passed the lowest rung."""
         if self.budget.kind == "trials":
-            return self._store.counts["done"]
+            return self._store.tally.ranked
         return self.wall_seconds if self.budget.kind == "wall" else self.device_seconds(running)
 
-    def fits(self, running: Sequence[float], waiting: int) -> bool:
+    def fits(
+        self,
+        running: Sequence[float],
+        waiting: int,
+        *,
+        fresh: int | None = None,
+        seconds: float | None = None,
+        reserve: float = 0.0,
+    ) -> bool:
         """Whether one more trial fits beside the running ones (seconds each) and `waiting` that are yet to start.
 
         A trial is expected to cost the median of those done; before the first is done, one fits if any budget is left.
+
+        Args:
+            fresh: how many of the running ones have not passed the lowest rung; all where None.
+            seconds: what it is expected to cost, where it is no new trial; such are not counted in a budget of trials.
+            reserve: seconds of the budget that are to stay.
         """
         if self.budget.kind == "trials":
-            return self.used() + len(running) + waiting < self.budget.amount
+            return (
+                seconds is not None or self.used() + (len(running) if fresh is None else fresh) + waiting < self.budget.amount
+            )
         if self.exhausted(running):
             return False
-        typical = self.typical_seconds()
+        typical = self._store.tally.typical_seconds()
+        own = typical if seconds is None else seconds
         if self.budget.kind == "wall":
-            return self.wall_seconds + typical <= self.budget.amount
-        ahead = sum(max(0.0, typical - seconds) for seconds in running) + typical * (waiting + 1)
-        return self.device_seconds(running) + ahead <= self.budget.amount
+            return self.wall_seconds + own + reserve <= self.budget.amount
+        ahead = sum(max(0.0, typical - elapsed) for elapsed in running) + typical * waiting + own
+        return self.device_seconds(running) + ahead + reserve <= self.budget.amount
 
     def exhausted(self, running: Sequence[float]) -> bool:
         """Whether the budget is used up, so that running attempts must end too."""
         return self.budget.kind != "trials" and self.used(running) >= self.budget.amount
-
-    def typical_seconds(self) -> float:
-        """Median device seconds of a finished attempt; 0 before the first."""
-        done = [entry.attempts[-1]["seconds"] for entry in self._store.entries if entry.state == "done" and entry.attempts]
-        return float(statistics.median(done)) if done else 0.0
 
     def save(self) -> None:
         """Add this session's wall clock to the store, as far as it is not there yet."""

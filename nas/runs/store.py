@@ -1,4 +1,4 @@
-"""The store: one Optuna study per rung in one database, written by the search process alone.
+"""The store: one Optuna study in one database, written by the search process alone.
 
 Everything that is known of a trial stands in it, so that a search which was killed goes on where it was. What Optuna
 itself asks for (parameters, states, values) is kept in a study in memory too, rebuilt from the database on opening: the
@@ -23,24 +23,26 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from nas.errors import InputError
 from nas.runs.database import DIRECTIONS, Database, create_database
+from nas.runs.tally import Tally
 from nas.search.sampler import make_sampler
 from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-VERSION = 1
-END = "end"  # the attribute {state, reason} of a rejected or failed trial
+VERSION = 2
+END = "end"  # the attribute {state, reason}, written where nothing else tells the state
 # What SQLite's troubles (a full disk, a read-only file) arrive as, once a store is open.
 STORE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One trial of a rung.
+    """One trial.
 
-    `state` is one of proposed, rejected, queued, running, done, failed; `price` is what `LatencyCache` keeps; `result`
-    what a proxy training returned; `attempts` one mapping {seconds, outcome} per execution.
+    `state` is one of proposed, rejected, queued, running, paused (between two rungs), done (past the highest), failed;
+    `price` is what `LatencyCache` keeps; `results` is what the training to each rung returned, `repeats` what those to the
+    highest with other seeds did; `attempts` one mapping {seconds, outcome} per execution.
     """
 
     number: int
@@ -48,8 +50,24 @@ class Entry:
     state: str = "proposed"
     reason: str | None = None
     price: Mapping[str, Any] | None = None
-    result: Mapping[str, Any] | None = None
+    results: tuple[Mapping[str, Any], ...] = ()
     attempts: tuple[Mapping[str, Any], ...] = ()
+    repeats: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def result(self) -> Mapping[str, Any] | None:
+        """Of the highest rung passed, with the first seed."""
+        return self.results[-1] if self.results else None
+
+    @property
+    def maps(self) -> tuple[float, ...]:
+        """mAP50-95 at the highest rung passed: of the first seed, then of the others."""
+        return tuple(float(result["map"]) for result in (*self.results[-1:], *self.repeats))
+
+    @property
+    def map(self) -> float:
+        """Mean of `maps`. Raises ZeroDivisionError before the first rung."""
+        return sum(self.maps) / len(self.maps)
 
     @property
     def seconds(self) -> float:
@@ -58,7 +76,7 @@ class Entry:
 
 
 class Store:
-    """The trials of one run. `counts` is how many of them are in each state.
+    """The trials of one run. `tally` is what they add up to.
 
     Args:
         folder: the run folder; the database is `study.db` in it.
@@ -94,9 +112,14 @@ class Store:
         self._draft: Trial | None = None
         self._keys = {trial.number: trial._trial_id for trial in trials}
         self._entries: dict[int, Entry] = {}
-        self.counts: Counter[str] = Counter()
+        self.tally = Tally()
         for entry in entries:
             self._put(entry)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many trials are in each state."""
+        return self.tally.counts
 
     @property
     def entries(self) -> list[Entry]:
@@ -149,38 +172,66 @@ class Store:
             self._write(draft, entry)
 
     def start(self, number: int) -> None:
-        """A worker has the trial: a new attempt, charged from now on."""
+        """A worker has the trial: a new attempt, charged from now on. What is done stays done: its repeat begins."""
         entry = self[number]
-        self._update(replace(entry, state="running", attempts=(*entry.attempts, {"seconds": 0.0, "outcome": "running"})))
+        state = "done" if entry.state == "done" else "running"
+        self._update(replace(entry, state=state, attempts=(*entry.attempts, {"seconds": 0.0, "outcome": "running"})))
 
     def charge(self, number: int, seconds: float, outcome: str = "running") -> None:
         """Write down what the latest attempt has cost so far, and how it ended; a trial whose attempt ended waits again."""
         entry = _charged(self[number], seconds, outcome)
-        self._update(replace(entry, state="running" if outcome == "running" else "queued"))
+        state = "running" if outcome == "running" else "queued"
+        self._update(replace(entry, state="done" if entry.state == "done" else state))
 
-    def finish(self, number: int, seconds: float, result: Mapping[str, Any]) -> None:
-        """The trial is done after an attempt of so many seconds."""
-        entry = replace(_charged(self[number], seconds, "done"), state="done", result=dict(result))
+    def finish(self, number: int, seconds: float, result: Mapping[str, Any], *, paused: bool = False) -> None:
+        """The trial has passed a rung after an attempt of so many seconds: the highest, or it is `paused`."""
+        entry = _charged(self[number], seconds, "done")
+        first = not entry.results
+        entry = replace(entry, state="paused" if paused else "done", results=(*entry.results, dict(result)))
         if entry.price is None:
             raise RuntimeError(f"trial {number} has no price")
-        self._end(entry, TrialState.COMPLETE, float(result["map"]), float(entry.price["ms"]))
+        if first:
+            self._end(entry, TrialState.COMPLETE, entry.map, float(entry.price["ms"]))
+        else:
+            self._correct(entry)
+
+    def promote(self, number: int) -> None:
+        """A paused trial waits for a worker that takes it to the next rung."""
+        self._update(replace(self[number], state="queued"))
+
+    def rest(self, number: int) -> None:
+        """A trial that waited for the next rung waits no longer."""
+        self._update(replace(self[number], state="paused"))
+
+    def confirm(self, number: int, seconds: float, result: Mapping[str, Any]) -> None:
+        """A trial that is done was trained with another seed, in an attempt of so many seconds."""
+        entry = _charged(self[number], seconds, "done")
+        self._correct(replace(entry, repeats=(*entry.repeats, dict(result))))
 
     def reprice(self, number: int, price: Mapping[str, Any], excess: Mapping[str, float]) -> None:
         """Another latency of a finished or waiting trial has come to be known: Optuna's samplers learn from that one."""
-        entry = replace(self[number], price=price)
-        trial = self._memory.get_trials(deepcopy=False)[number]
-        values = [trial.values[0], float(price["ms"])] if trial.values else []
+        self._correct(replace(self[number], price=price), excess)
+
+    def _correct(self, entry: Entry, excess: Mapping[str, float] | None = None) -> None:
+        """Something has come to be known after a trial was told to Optuna, or was queued: its values are replaced."""
+        trial = self._memory.get_trials(deepcopy=False)[entry.number]
+        values = [entry.map, float(entry.price["ms"])] if trial.values and entry.price else []
         trial.values = values or None
-        trial.system_attrs = {n: v for n, v in trial.system_attrs.items() if n.rpartition(":")[2] not in excess}
-        for name, value in excess.items():
-            trial.set_constraint(name, value)  # which keeps the first that it was given
-        changed = _attributes(entry, since=self[number])
-        self._database.correct_trial(self._keys[number], changed, trial.system_attrs, values)
+        if excess is not None:
+            trial.system_attrs = {n: v for n, v in trial.system_attrs.items() if n.rpartition(":")[2] not in excess}
+            for name, value in excess.items():
+                trial.set_constraint(name, value)  # which keeps the first that it was given
+        changed = _attributes(entry, since=self[entry.number])
+        self._database.correct_trial(self._keys[entry.number], changed, trial.system_attrs, values)
         self._put(entry)
 
     def fail(self, number: int, seconds: float, reason: str) -> None:
-        """The trial has ended without a result, after an attempt of so many seconds."""
-        self._end(replace(_charged(self[number], seconds, "failed"), state="failed", reason=reason), TrialState.FAIL)
+        """The trial has ended, after an attempt of so many seconds; what it was worth on lower rungs stays known."""
+        entry = replace(_charged(self[number], seconds, "failed"), state="failed", reason=reason)
+        if entry.results:
+            self._update(entry)
+        else:
+            self._end(entry, TrialState.FAIL)
 
     def reopen(self) -> list[Entry]:
         """After a crash or an interruption, bring every open trial to where it can go on; returns those that wait.
@@ -188,7 +239,7 @@ class Store:
         A running attempt is closed as interrupted, with the seconds last charged.
         """
         for entry in self.entries:
-            if entry.state == "running":
+            if entry.attempts and entry.attempts[-1]["outcome"] == "running":
                 self.charge(entry.number, entry.attempts[-1]["seconds"], "interrupted")
         return [entry for entry in self.entries if entry.state == "queued"]
 
@@ -242,9 +293,7 @@ class Store:
         self._put(entry)
 
     def _put(self, entry: Entry) -> Entry:
-        if entry.number in self._entries:
-            self.counts[self._entries[entry.number].state] -= 1
-        self.counts[entry.state] += 1
+        self.tally.change(self._entries.get(entry.number), entry)
         self._entries[entry.number] = entry
         return entry
 
@@ -256,12 +305,16 @@ def _charged(entry: Entry, seconds: float, outcome: str) -> Entry:
 
 def _attributes(entry: Entry, since: Entry | None = None) -> dict[str, Any]:
     """What the database keeps of an entry, plain data: all that is known, or what has come to be known since."""
+    told = entry.state in {"rejected", "failed", "paused"} or (
+        entry.results and (entry.state, len(entry.results)) != ("done", 1)
+    )
     known = {
         "architecture": {"id": entry.architecture.id, **entry.architecture.to_dict()},
         "price": entry.price,
-        "result": entry.result,
+        "results": entry.results or None,
+        "repeats": entry.repeats or None,
         "attempts": entry.attempts or None,
-        END: {"state": entry.state, "reason": entry.reason} if entry.state in {"rejected", "failed"} else None,
+        END: {"state": entry.state, "reason": entry.reason} if told else None,
     }
     before = {} if since is None else _attributes(since)
     return {name: value for name, value in known.items() if value is not None and value != before.get(name)}
@@ -270,12 +323,11 @@ def _attributes(entry: Entry, since: Entry | None = None) -> dict[str, Any]:
 def _entry(trial: FrozenTrial) -> Entry:
     """A trial as it lies in the database."""
     attrs = trial.user_attrs
-    attempts = tuple(attrs.get("attempts", ()))
-    end = attrs.get(END, {"state": "queued", "reason": None})
+    attempts, results = tuple(attrs.get("attempts", ())), tuple(attrs.get("results", ()))
+    end = attrs.get(END, {"state": "done" if results else "queued", "reason": None})
     state = end["state"]
-    if "result" in attrs:
-        state = "done"
-    elif END not in attrs and attempts and attempts[-1]["outcome"] == "running":
+    if state == "queued" and attempts and attempts[-1]["outcome"] == "running":
         state = "running"
     architecture = Architecture.from_dict(attrs["architecture"])
-    return Entry(trial.number, architecture, state, end["reason"], attrs.get("price"), attrs.get("result"), attempts)
+    repeats = tuple(attrs.get("repeats", ()))
+    return Entry(trial.number, architecture, state, end["reason"], attrs.get("price"), results, attempts, repeats)

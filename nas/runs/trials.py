@@ -4,7 +4,7 @@ why it failed."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nas.runs.store import Entry
@@ -23,38 +23,44 @@ class TrialFolders:
     def __init__(self, run: Path) -> None:
         self._run = run
         self._front: list[Entry] = []
+        self._done: dict[int, Entry] = {}
 
     def folder(self, number: int) -> Path:
         """Where a trial's files are; it may not exist."""
         return self._run / "trials" / f"{number:04d}"
 
-    def state(self, number: int) -> Path:
-        """What an interrupted training goes on from."""
-        return self.folder(number) / "training.safetensors"
+    def state(self, number: int, repeat: int = 0) -> Path:
+        """What an interrupted or paused training goes on from."""
+        return self.folder(number) / (f"repeat{repeat}.safetensors" if repeat else "training.safetensors")
 
     def weights(self, number: int) -> Path:
         """The trained weights as an Ultralytics checkpoint."""
         return self.folder(number) / "weights.pt"
 
+    @property
+    def front(self) -> Sequence[Entry]:
+        """The trials that are done, within the limits, and dominated by none."""
+        return self._front
+
     def ended(self, entry: Entry, *, feasible: bool) -> None:
-        """A trial is done: weights that are no longer of use go."""
+        """A trial is done, or is known better: weights that are no longer of use go."""
         self.state(entry.number).unlink(missing_ok=True)
         if not feasible:
             self._forget([] if entry.architecture.is_skeleton else [entry])
             return
-        known = [*self._front, entry]
-        points = [(e.result["map"], e.price["ms"]) for e in known if e.result and e.price]
-        self._front = [known[index] for index in front_indices(*zip(*points, strict=True))]
+        again = entry.number in self._done
+        self._done[entry.number] = entry
+        known = list(self._done.values()) if again else [*self._front, entry]
+        self._front = [known[index] for index in front_indices([e.map for e in known], [_ms(e) for e in known])]
         self._forget(e for e in known if e not in self._front and not e.architecture.is_skeleton)
 
     def dominated(self, score: float, latency_ms: float) -> bool:
         """Whether a trial that is on the front by now is as good and as fast."""
-        points = ((e.result["map"], e.price["ms"]) for e in self._front if e.result and e.price)
-        return any(other >= score and ms <= latency_ms for other, ms in points)
+        return any(e.map >= score and _ms(e) <= latency_ms for e in self._front)
 
     def failed(self, number: int, reason: str, detail: str) -> None:
         """Keep why a trial ended without a result. Raises OSError."""
-        self.state(number).unlink(missing_ok=True)
+        self.state(number).unlink(missing_ok=True)  # it would only diverge again
         self.folder(number).mkdir(parents=True, exist_ok=True)
         (self.folder(number) / "failure.txt").write_text(f"{reason}\n\n{detail}\n", encoding="utf-8")
 
@@ -70,3 +76,8 @@ class TrialFolders:
             self.weights(entry.number).unlink(missing_ok=True)
             if self.folder(entry.number).is_dir() and not any(self.folder(entry.number).iterdir()):
                 self.folder(entry.number).rmdir()
+
+
+def _ms(entry: Entry) -> float:
+    """Of a trial that is done: it was priced."""
+    return float((entry.price or {})["ms"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from nas.config import Budget
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry
+from nas.runs.tally import Tally
 
 ROUNDING = 0.01  # the store keeps milliseconds
 
@@ -25,11 +25,8 @@ class Books:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.tally = Tally()
         self.clocks: dict[str, float] = {}
-
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(entry.state for entry in self.entries)
 
     def seconds(self, name: str) -> float:
         return self.clocks.get(name, 0.0)
@@ -41,15 +38,21 @@ class Books:
     def start(self, number: int) -> None:
         if number == len(self.entries):
             self.entries.append(Entry(number, None))
+            self.tally.change(None, self.entries[-1])
         entry = self.entries[number]
         attempts = (*entry.attempts, {"seconds": 0.0, "outcome": "running"})
-        self.entries[number] = replace(entry, state="running", attempts=attempts)
+        self.put(replace(entry, state="running", attempts=attempts))
 
     def end(self, number: int, seconds: float, outcome: str) -> None:
         entry = self.entries[number]
         attempts = (*entry.attempts[:-1], {"seconds": seconds, "outcome": outcome})
         state = {"lost": "queued"}.get(outcome, outcome)
-        self.entries[number] = replace(entry, state=state, attempts=attempts)
+        results = ({"map": 0.5},) if outcome == "done" else ()
+        self.put(replace(entry, state=state, attempts=attempts, results=results))
+
+    def put(self, entry: Entry) -> None:
+        self.tally.change(self.entries[entry.number], entry)
+        self.entries[entry.number] = entry
 
 
 class Session:

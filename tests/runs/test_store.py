@@ -54,7 +54,7 @@ def test_what_optuna_sees_of_a_trial(make_store, space):
     assert done.values == [0.25, 2.0]
     assert done.constraints == {"latency": 0.5, "params": -1.0}
     assert failed.constraints == {"latency": -1.0, "params": -1.0}
-    assert done.user_attrs["result"] == RESULT
+    assert done.user_attrs["results"] == [RESULT]
     assert done.user_attrs["attempts"] == [{"seconds": 4.0, "outcome": "lost"}, {"seconds": 10.0, "outcome": "done"}]
     assert rejected.user_attrs["end"] == {"state": "rejected", "reason": "over-latency"}
     assert rejected.user_attrs["price"] == {"ms": 9.0}
@@ -84,7 +84,7 @@ def test_a_latency_that_was_predicted_is_corrected_everywhere(make_store, space)
     assert (untouched.values, untouched.constraints) == ([0.25, 2.0], {"latency": 0.5})
     assert (corrected.values, corrected.constraints) == ([0.25, 3.5], {"latency": 0.25})
     assert corrected.user_attrs["price"] == {"ms": 3.5, "source": "measured"}
-    assert corrected.params and corrected.user_attrs["result"] == RESULT
+    assert corrected.params and corrected.user_attrs["results"] == [RESULT]
     remembered = store._memory.get_trials(deepcopy=False)[1]
     assert (remembered.values, remembered.constraints) == (corrected.values, corrected.constraints)
     assert Store(folder, create=False).entries == store.entries

@@ -1,0 +1,89 @@
+"""Which trials go on: up the rungs, and in the end once more with another seed, so that the front has error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nas.jobs import Step
+from nas.runs.store import Entry, Store
+from nas.search.ladder import FACTOR, Climber, promotion, tau_of
+
+RESERVE_SHARE = 0.25
+
+
+class Climb:
+    """The climb of a run's trials.
+
+    Args:
+        store: the trials.
+        rungs: how many there are.
+        confirm: with how many more seeds a member of the front is trained.
+    """
+
+    def __init__(self, store: Store, rungs: int, confirm: int) -> None:
+        self._store, self._rungs, self._confirm = store, rungs, confirm
+        self._climbers: dict[int, Climber] = {}
+        self._changed = False
+        self._unconfirmed: set[int] = set()
+
+    def note(self, entry: Entry, *, feasible: bool) -> None:
+        """A trial has come to rest, or failed on its way; of those outside the limits only the baseline climbs."""
+        if entry.results and entry.price and feasible:
+            scores = tuple(float(result["map"]) for result in entry.results)
+            self._climbers[entry.number] = Climber(entry.number, entry.price["ms"], scores, entry.state == "paused")
+            self._changed = True
+
+    def give_up(self, number: int) -> None:
+        """A member of the front cannot be trained with another seed."""
+        self._unconfirmed.add(number)
+
+    def promotion(self) -> Step | None:
+        """The trial that is to go on now, and to which rung. The baseline goes all the way at once."""
+        if self._rungs == 1 or not len(self._store):
+            return None
+        baseline = self._store[0]
+        if baseline.state == "paused":
+            return Step(0, len(baseline.results))
+        if not self._changed:
+            return None
+        found = promotion(list(self._climbers.values()), self._rungs)
+        self._changed = found is not None
+        return None if found is None else Step(found.number, found.rung)
+
+    def promoted(self, number: int) -> None:
+        """A trial is on its way to the next rung."""
+        if number in self._climbers:
+            known = self._climbers[number]
+            self._climbers[number] = Climber(number, known.ms, known.scores, rests=False)
+
+    def confirmation(self, front: Sequence[Entry], running: Sequence[Step]) -> Step | None:
+        """The member of the front, or the baseline, to train next with another seed: the best of the least confirmed."""
+        busy = {step.number for step in running} | self._unconfirmed
+        baseline = [entry for entry in (self._store[0],) if entry.state == "done"]
+        open_ = [e for e in {e.number: e for e in (*baseline, *front)}.values() if len(e.repeats) < self._confirm]
+        open_ = [entry for entry in open_ if entry.number not in busy]
+        if not open_:
+            return None
+        chosen = min(open_, key=lambda entry: (len(entry.repeats), -entry.map, entry.number))
+        return Step(chosen.number, self._rungs - 1, len(chosen.repeats) + 1)
+
+    def seconds(self, step: Step) -> float:
+        """What a step is expected to cost: the median of its like, or what the rungs below say."""
+        typical = self._store.tally.typical_seconds
+        if step.repeat:
+            return sum(self._typical(rung) for rung in range(self._rungs))
+        return typical(step.rung) or self._typical(step.rung)
+
+    def reserve(self, front: Sequence[Entry], budget: float, workers: int) -> float:
+        """Seconds to keep for confirming the front as it is, at most a quarter of the budget."""
+        missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in front)
+        each = self.seconds(Step(0, self._rungs - 1, 1))
+        return min(RESERVE_SHARE * budget, missing * each / workers)
+
+    def taus(self) -> list[float | None]:
+        """Kendall's tau between each rung and the next, as far as it is known."""
+        return [tau_of(list(self._climbers.values()), rung) for rung in range(self._rungs - 1)]
+
+    def _typical(self, rung: int) -> float:
+        known = self._store.tally.typical_seconds(rung)
+        return known or (FACTOR * self._typical(rung - 1) if rung else 0.0)

@@ -1,0 +1,87 @@
+"""What a worker is asked to do for a trial at a rung. The study knows neither how nor from what it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from nas.cache import cache_root
+from nas.config import RunConfig
+from nas.dataset.description import Dataset
+from nas.execution.work import TRAIN, TrainJob
+from nas.hardware import threads_per_worker
+from nas.runs.trials import TrialFolders
+from nas.seeds import derive
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a trial: to a rung, from 0, or (`repeat` above 0) the whole way again with another seed, to confirm it."""
+
+    number: int
+    rung: int
+    repeat: int = 0
+
+
+class Jobs(Protocol):
+    """The trainings of a search."""
+
+    @property
+    def rungs(self) -> int:
+        """How many there are."""
+        ...
+
+    def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The kind of attempt and its payload that take a trial to its next rung. `model` is its model YAML."""
+        ...
+
+
+class ProxyJobs:
+    """Proxies trained from scratch, or from a checkpoint as far as they kept it.
+
+    Args:
+        folders: where the state and the weights of each trial go.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset, blocks: Sequence[str], folders: TrialFolders) -> None:
+        self._epochs, self._folders = config.rung_epochs, folders
+        self._common = training_job(config, dataset, blocks)
+
+    @property
+    def rungs(self) -> int:
+        return len(self._epochs)
+
+    def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        weights = self._folders.weights(step.number)
+        kept = step.rung == self.rungs - 1 and not weights.is_file()
+        job = replace(
+            self._common,
+            model=model,
+            until=self._epochs[step.rung],
+            state=str(self._folders.state(step.number, step.repeat)),
+            keep=str(weights) if kept else None,
+        )
+        return TRAIN, asdict(job)
+
+
+def training_job(config: RunConfig, dataset: Dataset, blocks: Sequence[str]) -> TrainJob:
+    """What all trainings of a search have in common; the model is yet to be put in."""
+    return TrainJob(
+        {},
+        data=str(dataset.yaml),
+        root=str(dataset.root),
+        cache=str(cache_root()),
+        imgsz=config.imgsz,
+        rungs=config.rung_epochs,
+        batch=config.batch,
+        lr0=config.lr0,
+        held_out=config.held_out,
+        split_seed=derive(config.seed, 0, "split"),
+        device=config.device,
+        threads=threads_per_worker(config.workers, config.device),
+        names=list(dataset.names),
+        fraction=config.fraction,
+        weights=config.weights,
+        blocks=list(blocks),
+    )

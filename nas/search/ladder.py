@@ -1,0 +1,95 @@
+"""Rungs: which trials that rest are worth a longer training.
+
+Successive halving promotes the best of a rung (ASHA: Li et al., MLSys 2020). On mAP alone that keeps only the slow end of a
+front, since what is fast is seldom among the best. So a trial competes with its neighbours in latency (its *stratum*): it is
+promoted when it is among the best `share` of them, or on the front of its rung, as soon as there are enough neighbours,
+whatever still runs.
+
+The guard: how well a rung foretells the next one is measured on the trials that were on both (Kendall's tau). Where it is
+low, more are promoted; where it is nothing, all.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FACTOR = 3
+STRATUM = 9
+PAIRS = 8  # fewer say nothing about tau
+# from which tau on, which share is promoted
+GUARD = ((0.5, 1 / FACTOR), (0.3, 1 / 2), (0.1, 2 / 3), (-1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Climber:
+    """A trial on its way up: `scores` are those of the rungs it has passed, `rests` whether it waits for a promotion."""
+
+    number: int
+    ms: float
+    scores: tuple[float, ...]
+    rests: bool
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """Trial `number` goes on to `rung`."""
+
+    number: int
+    rung: int
+
+
+def promotion(climbers: Sequence[Climber], rungs: int) -> Promotion | None:
+    """The promotion that is due, of the highest rung first, there the one farthest ahead of its stratum; None if none is."""
+    for rung in reversed(range(rungs - 1)):
+        passed = sorted((c for c in climbers if len(c.scores) > rung), key=lambda c: (c.ms, c.number))
+        if len(passed) < STRATUM:
+            continue
+        share = share_of(tau_of(climbers, rung))
+        scores = np.array([c.scores[rung] for c in passed])
+        on_front = scores >= np.maximum.accumulate(scores)
+        ahead: list[tuple[int, float, int]] = []
+        for place, climber in enumerate(passed):
+            if climber.rests and len(climber.scores) == rung + 1:
+                stratum = scores[_stratum(place, len(passed))]
+                better = int(np.sum(stratum > climber.scores[rung]))
+                if on_front[place] or better < math.floor(share * STRATUM + 1e-9):
+                    insort(ahead, (better, float(np.median(stratum)) - climber.scores[rung], climber.number))
+        if ahead:
+            return Promotion(ahead[0][2], rung + 1)
+    return None
+
+
+def _stratum(place: int, of: int) -> slice:
+    """The nearest neighbours in the order of latency, the trial itself among them."""
+    first = min(max(0, place - STRATUM // 2), of - STRATUM)
+    return slice(first, first + STRATUM)
+
+
+def share_of(tau: float | None) -> float:
+    """Which share of a stratum is promoted when a rung ranks like that."""
+    return GUARD[0][1] if tau is None else next(share for least, share in GUARD if tau >= least)
+
+
+def tau_of(climbers: Sequence[Climber], rung: int) -> float | None:
+    """Kendall's tau between a rung and the next, over the trials that were on both; None where they are fewer than 8.
+
+    They are the better ones of their rung, among whom the rung ranks worse than among all: so it errs towards promoting.
+    """
+    both = [c.scores[rung : rung + 2] for c in climbers if len(c.scores) > rung + 1]
+    if len(both) < PAIRS:
+        return None
+    return kendall(*np.array(both).T)
+
+
+def kendall(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Kendall's tau-b of two paired lists; 0 where one of them does not vary."""
+    pairs = np.triu_indices(len(one), 1)
+    a, b = (np.sign(values[pairs[0]] - values[pairs[1]]) for values in (one, other))
+    scale = math.sqrt(float(np.sum(a != 0)) * float(np.sum(b != 0)))
+    return float(np.sum(a * b)) / scale if scale else 0.0
