@@ -85,7 +85,8 @@ def search(
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
         allow_noisy: count latencies of a machine that is not quiet too, instead of rejecting what cannot be measured well.
         blocks: files with blocks of your own; their code runs, here and in the workers.
-        settings: `epochs`, `fraction` of the images, `batch`, `lr0`, `held_out` of the proxy trainings.
+        settings: `epochs`, `rungs`, `fraction` of the images, `batch`, `lr0`, `held_out` of the proxy trainings; `confirm`, further
+            seeds of the front.
 
     Raises:
         NasError: see its children; nothing is lost by it.

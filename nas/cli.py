@@ -81,7 +81,9 @@ _allow_noisy = click.option(
 @click.option("--target", default="auto", show_default=True, help="What latency is measured on: see the README.")
 @_allow_noisy
 @click.option("--imgsz", type=int, help="Side of the square input in pixels.  [default: 640; built-in set: 192]")
-@click.option("--epochs", type=int, help="Length of a proxy training.  [default: 5]")
+@click.option("--epochs", type=int, help="Length of a proxy training, to the highest rung.  [default: 5]")
+@click.option("--rungs", type=int, help="Rungs of a training, each a third of the next; the promising climb.  [default: 1]")
+@click.option("--confirm", type=int, help="Further seeds that the front is trained with in the end.  [default: 1]")
 @click.option("--fraction", type=float, help="Share of the training images that proxies see.  [default: 1]")
 @click.option(
     "--workers", type=int, help="Trials trained at once.  [default: one per GPU, else one per core, as memory allows]"
@@ -92,7 +94,7 @@ _allow_noisy = click.option(
 @click.option("--sampler", default="tpe", show_default=True, help="tpe or random.")
 @click.option("--weights", metavar="FILE", help="Checkpoint of the skeleton (.pt): what an architecture kept starts from it.")
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs, held_out, rungs or confirm.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
 @_blocks
 @click.option("--name", help="Folder under results/.  [default: search, search2, …]")
 @click.option(
@@ -118,7 +120,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
 
     quiet, again, add, dry = (options.pop(name) for name in ("quiet", "resume", "add_budget", "dry_run"))
     settings = parse_settings(options.pop("settings"))
-    named = {name: options.pop(name) for name in ("epochs", "fraction")}
+    named = {name: options.pop(name) for name in ("epochs", "rungs", "confirm", "fraction")}
     settings |= {name: value for name, value in named.items() if value is not None}
     view = progress(quiet=quiet)
     if again is None:

@@ -254,8 +254,6 @@ SETTABLE: Mapping[str, type[int] | type[float]] = {
     "batch": int,
     "epochs": int,
     "held_out": float,
-    "rungs": int,
-    "confirm": int,
 }
 
 

@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from nas.cache import cache_root, room_for_images
+from nas.climb import RESERVE_SHARE
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset, read_dataset
 from nas.devices import table_prices
@@ -34,6 +36,7 @@ from nas.latency.target import Target
 from nas.limits import Limits, infeasible
 from nas.pricing import POLL_SECONDS, Intervals, Price, Pricing
 from nas.review.record import duration, milliseconds
+from nas.search.ladder import FACTOR
 from nas.seeds import derive
 from nas.session import open_executor, try_weights
 from nas.space.architecture import Architecture, model_yaml
@@ -44,6 +47,7 @@ logging.getLogger("nas").addHandler(logging.NullHandler())  # there is no run fo
 SAMPLE_SECONDS = 20.0
 MOST_DRAWN = 2000
 Z90 = 1.6449  # 90% of a normal distribution lie within so many standard deviations
+USUAL_FRONT = 6  # members
 STORE_BYTES = 9 * 1024
 REHEARSED_PASSES, REHEARSED_IMAGES, REHEARSED_WORKERS = 4, 32, 8
 
@@ -102,8 +106,18 @@ class Rehearsal:
     workers: int
 
     def trial(self, config: RunConfig, fit: int, held_out: int) -> float:
-        """Seconds of a whole trial that trains on `fit` images and is scored on `held_out`."""
-        return self.start + config.epochs * (fit // min(config.batch, fit)) * self.step + held_out * self.image
+        """Seconds of a whole trial that trains on `fit` images and is scored on `held_out`: on several rungs, those of one that
+        is promoted as often as `nas.search.ladder` promotes."""
+        legs = [end - begin for begin, end in pairwise((0, *config.rung_epochs))]
+        each = [self._leg(epochs, config, fit, held_out) for epochs in legs]
+        return math.fsum(seconds / FACTOR**rung for rung, seconds in enumerate(each))
+
+    def confirmation(self, config: RunConfig, fit: int, held_out: int) -> float:
+        """Seconds of training a front of usual size once more with each of the other seeds."""
+        return USUAL_FRONT * config.confirm * self._leg(config.epochs, config, fit, held_out)
+
+    def _leg(self, epochs: int, config: RunConfig, fit: int, held_out: int) -> float:
+        return self.start + epochs * (fit // min(config.batch, fit)) * self.step + held_out * self.image
 
 
 @dataclass(frozen=True)
@@ -176,9 +190,14 @@ def forecast(
         say("rehearsing the training of the skeleton")
         rehearsal = _rehearse(config, space, dataset, executor, Path(name), blocks)
     parts = [len(part) for part in dataset.split(config.held_out, derive(config.seed, 0, "split"))]
-    trial = rehearsal.trial(config, max(1, round(config.fraction * parts[0])), parts[1])
+    fit = max(1, round(config.fraction * parts[0]))
+    trial, again = rehearsal.trial(config, fit, parts[1]), rehearsal.confirmation(config, fit, parts[1])
     proposal = statistics.mean(lane) if lane else 0.0
-    bought = purchase(Budget.parse(config.budget), trial, config.workers, proposal, share.likely, share.likely * space.size)
+    budget = Budget.parse(config.budget)
+    if budget.kind != "trials":
+        kept = min(RESERVE_SHARE * budget.amount, again / (config.workers if budget.kind == "wall" else 1))
+        budget = replace(budget, amount=budget.amount - kept)
+    bought = purchase(budget, trial, config.workers, proposal, share.likely, share.likely * space.size)
     return [*lines, *_bought(config, bought, rehearsal, proposal), _disk(room, bought, good[0][1]), _end(config, bought)]
 
 

@@ -29,7 +29,18 @@ slots:
   backbone.P4: {block: [keep, repvit, irmb], width: [0.5, 0.75, 1.0]}
   backbone.P5: {block: [keep, repvit], width: [0.5, 1.0]}
 """
-PRICE = {"ms": 1.0, "p90": 1.0, "spread": 0.01, "runs": 9, "params": 5, "gmacs": 1.0, "rough": True, "noisy": False}
+PRICE = {
+    "ms": 1.0,
+    "low": 1.0,
+    "high": 1.0,
+    "p90": 1.0,
+    "spread": 0.01,
+    "runs": 9,
+    "params": 5,
+    "gmacs": 1.0,
+    "rough": True,
+    "noisy": False,
+}
 
 
 @dataclass
