@@ -56,7 +56,7 @@ def search(
     executor: str = "local",
     workers: int | None = None,
     gpus_per_trial: float = 1.0,
-    sampler: str = "tpe",
+    sampler: str = "front",
     seed: int = 0,
     weights: str | Path | None = None,
     allow_noisy: bool = False,
@@ -85,7 +85,7 @@ def search(
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
         allow_noisy: count latencies of a machine that is not quiet too, instead of rejecting what cannot be measured well.
         blocks: files with blocks of your own; their code runs, here and in the workers.
-        settings: `epochs`, `rungs`, `fraction` of the images, `batch`, `lr0`, `held_out` of the proxy trainings; `confirm`, further
+        settings: `epochs`, `rungs`, `fraction` of the images, `batch`, `lr0`, `held_out` of the proxies; `confirm`, further
             seeds of the front.
 
     Raises:

@@ -91,7 +91,7 @@ _allow_noisy = click.option(
 @click.option("--gpus-per-trial", type=float, default=1.0, show_default=True, help="0.25: four trials share a GPU.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--executor", default="local", show_default=True, help="local (processes of this host) or ray.")
-@click.option("--sampler", default="tpe", show_default=True, help="tpe or random.")
+@click.option("--sampler", default="front", show_default=True, help="front, tpe or random: who proposes.")
 @click.option("--weights", metavar="FILE", help="Checkpoint of the skeleton (.pt): what an architecture kept starts from it.")
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")

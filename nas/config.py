@@ -113,7 +113,7 @@ def parse_limits(
     return {"max_latency_ms" if figure == "ms" else f"max_{figure}": limit for figure, limit in limits.items()}
 
 
-SAMPLERS = ("tpe", "random")
+SAMPLERS = ("front", "tpe", "random")
 EXECUTORS = ("local", "ray")
 DEVICES = ("cpu", "cuda")
 
@@ -175,7 +175,7 @@ class RunConfig:
     weights: str | None = None
     held_out: float = 0.2
     fraction: float = 1.0
-    sampler: str = "tpe"
+    sampler: str = "front"
     executor: str = "local"
     workers: int = 1
     device: str = "cpu"

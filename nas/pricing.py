@@ -187,6 +187,16 @@ class Pricing:
         model = self._estimator.fitted() if self._table is None else self._table.model
         return None if model is None or not architectures else Intervals(*model.predict(architectures))
 
+    def guess(self, architectures: Sequence[Architecture]) -> Intervals | None:
+        """As `predict`, from as little as three measurements, with intervals as wide as that deserves."""
+        model = self._estimator.rough() if self._table is None else self._table.model
+        return None if model is None or not architectures else Intervals(*model.predict(architectures))
+
+    def remember(self, architecture: Architecture) -> None:
+        """Take up what was measured of an architecture in an earlier session."""
+        if self._table is None:
+            self._recall(architecture)
+
     def repeat(self) -> None:
         """Measure again what needs it, when its time has come; to be called often."""
         if self._again is not None and (self.stopping or self._clock() >= self._again[1]):

@@ -27,6 +27,7 @@ from nas.jobs import Jobs, Step
 from nas.latency.cache import LatencyCache
 from nas.latency.table import TablePrices
 from nas.pricing import NOISY_HINT, POLL_SECONDS, Priced, Pricing, Unpriced
+from nas.proposals import Proposals
 from nas.review.progress import Status
 from nas.review.record import metric_of
 from nas.runs.ledger import Ledger
@@ -95,6 +96,8 @@ class Study:
             config, space, nc, executor, prices, blocks, lambda seconds: store.add_seconds(lane=seconds), table, clock
         )
         self._seen: set[str] = set()
+        self._let_in: set[int] = set()
+        self._proposals = Proposals(config, space, self._pricing, store, self._let_in.__contains__)
         self._queue: deque[Step] = deque()
         self._running: dict[str, Step] = {}
         self._began: dict[int, float] = {}
@@ -164,8 +167,11 @@ class Study:
             self._compare(entry)
         slow = [e for e in entries if e.state == "rejected" and e.price]
         now = self._now(slow)
-        let_in = {e.number for e in slow if self._pricing.broken(now[e.number]) is None}
-        self._seen = {e.architecture.id for e in entries if e.number not in let_in and e.reason != "repeat"}
+        self._let_in |= {e.number for e in slow if self._pricing.broken(now[e.number]) is None}
+        self._seen = {e.architecture.id for e in entries if e.number not in self._let_in and e.reason != "repeat"}
+        for entry in entries:
+            if (entry.price or {}).get("source") == "measured":
+                self._pricing.remember(entry.architecture)
 
     def _now(self, entries: Sequence[Entry]) -> dict[int, Mapping[str, Any]]:
         """The prices of priced trials by number, with the latencies of the table as it is now, if there is one."""
@@ -325,7 +331,7 @@ class Study:
             if self._misses >= MANY_MISSES:
                 self._exhausted = NOTHING_NEW
                 return
-        architecture = self._store.propose(self._space, self._config.sampler, self._config.seed, fixed).architecture
+        architecture = self._store.propose(self._space, self._proposals.sampler(number, fixed), fixed).architecture
         if architecture.id in self._seen:
             self._reject(number, "repeat")
             return

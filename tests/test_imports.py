@@ -52,7 +52,8 @@ ARROWS = {
         "hardware",
         "cache",
     },
-    "study": {"pricing", "climb", "jobs", "execution", "latency", "review", "runs", "search"},
+    "proposals": {"pricing", "runs", "search"},
+    "study": {"pricing", "proposals", "climb", "jobs", "execution", "latency", "review", "runs", "search"},
     "climb": {"jobs", "runs", "search"},
     "jobs": {"execution", "runs", "dataset", "hardware", "cache"},
     "pricing": {"execution", "latency"},
@@ -82,7 +83,7 @@ ARROWS = {
 # Who alone may import a package.
 OWNERS = {
     "ultralytics": {"nas.yolo"},
-    "optuna": {"nas.runs.database", "nas.runs.store", "nas.search.sampler", "nas.search.front_sampler"},
+    "optuna": {"nas.runs.database", "nas.runs.store", "nas.search.sampler", "nas.search.front_sampler", "nas.proposals"},
     "scipy": {"nas.search.surrogate", "nas.search.acquisition"},
     "ray": {"nas.execution.ray"},
     # the entrance exam runs a block's own export, which no model and no target stands around

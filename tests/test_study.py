@@ -352,7 +352,7 @@ def test_the_whole_space_is_tried_within_its_rules(make_lab, workers):
     assert all(t.constraints["latency"] <= 0 for t in trials[1:] if t.values)
 
 
-@pytest.mark.parametrize(("workers", "sampler"), [(1, "random"), (3, "tpe")])
+@pytest.mark.parametrize(("workers", "sampler"), [(1, "random"), (3, "tpe"), (3, "front")])
 def test_twenty_trials_are_twenty_done(make_lab, workers, sampler):
     lab = make_lab(budget="20trials", sampler=sampler, workers=workers)
     unlucky = lab.executor(
@@ -366,9 +366,10 @@ def test_twenty_trials_are_twenty_done(make_lab, workers, sampler):
     assert len(set(unlucky.trained)) == len(unlucky.trained)
 
 
-def test_equal_seeds_search_alike(make_lab):
+@pytest.mark.parametrize("sampler", ["tpe", "front"])
+def test_equal_seeds_search_alike(make_lab, sampler):
     def proposals(name, seed):
-        lab = make_lab(name=name, seed=seed, budget="14trials", sampler="tpe", max_latency_ms=3.5)
+        lab = make_lab(WIDE, name, seed=seed, budget="14trials", sampler=sampler, max_latency_ms=3.5)
         lab.run(lab.executor())
         return [(e.architecture.id, e.state) for e in lab.store.entries]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nas.latency.calibrate import MAX_COUNT, MIN_COUNT, calibration_set
-from nas.latency.model import LatencyModel, Observation
+from nas.latency.model import MIN_OBSERVATIONS, LatencyModel, Observation
 from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 
@@ -47,6 +47,7 @@ class Estimator:
         self._seen: dict[Architecture, Observation] = {}
         self._wanted: deque[Architecture] | None = None
         self._fitted = 0
+        self._roughly: LatencyModel | None = None
         self.model: LatencyModel | None = None
 
     @property
@@ -80,6 +81,15 @@ class Estimator:
             self.model = LatencyModel.fit(self._space.skeleton, list(self._seen.values()))
             self._fitted = len(self._seen)
         return self.model
+
+    def rough(self) -> LatencyModel | None:
+        """A model of whatever was measured, three at least: good enough to choose what to look at."""
+        known = self.fitted()
+        if known is not None or len(self._seen) < MIN_OBSERVATIONS:
+            return known
+        if self._roughly is None or len(self._seen) >= GROWTH * len(self._roughly.observations):
+            self._roughly = LatencyModel.fit(self._space.skeleton, list(self._seen.values()))
+        return self._roughly
 
     def estimate(self, architecture: Architecture) -> Estimate | None:
         """The latency of an architecture; None while too little was measured."""

@@ -19,12 +19,12 @@ from typing import Any
 import optuna
 import sqlalchemy.exc
 from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from nas.errors import InputError
 from nas.runs.database import DIRECTIONS, Database, create_database
 from nas.runs.tally import Tally
-from nas.search.sampler import make_sampler
 from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 
@@ -132,7 +132,7 @@ class Store:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def propose(self, space: SearchSpace, sampler: str, seed: int, fixed: Architecture | None = None) -> Entry:
+    def propose(self, space: SearchSpace, sampler: BaseSampler, fixed: Architecture | None = None) -> Entry:
         """A new trial: `fixed`, or what the sampler draws. It is written by `queue` or `reject`, before the next proposal.
 
         Raises:
@@ -141,7 +141,7 @@ class Store:
         if self._draft is not None:
             raise RuntimeError("the proposal before is still open")
         number = len(self._entries)
-        self._memory.sampler = make_sampler(sampler, seed, number)
+        self._memory.sampler = sampler
         params = space.params(fixed) if fixed is not None else None
         if params:
             self._memory.enqueue_trial(params)

@@ -57,16 +57,13 @@ class FrontSampler(BaseSampler):
     Studies have two objectives: accuracy up, in [0, `ceiling`], and latency (ms) down.
 
     Args:
-        frame: the latencies that count, the limit, the reference.
+        frame: the latencies that count, the limit, the reference; may be replaced between two proposals.
         ceiling: the largest possible accuracy: 1 for mAP, 100 for points.
-        seen: codes, as bytes, of what else may not be proposed: what was rejected before it became a trial with a result.
     """
 
-    def __init__(
-        self, candidates: Candidates, frame: Frame, seed: int, ceiling: float = 1.0, seen: Collection[bytes] = frozenset()
-    ) -> None:
-        self._candidates, self._frame, self._seed, self._ceiling = candidates, frame, seed, ceiling
-        self._elsewhere = seen
+    def __init__(self, candidates: Candidates, frame: Frame, seed: int, ceiling: float = 1.0) -> None:
+        self.frame = frame
+        self._candidates, self._seed, self._ceiling = candidates, seed, ceiling
         self._fits = Fits()
         self._params: Mapping[str, Any] = {}
 
@@ -95,17 +92,17 @@ class FrontSampler(BaseSampler):
         errors = np.maximum(self._ceiling - accuracy, LEAST_ERROR * self._ceiling)
         done_codes = np.array([code for _, code in done], dtype=np.int32)
         rng = np.random.default_rng(derive(self._seed, number, "pool"))
-        seen = {code.tobytes() for _, code in told} | set(self._elsewhere)
-        front = done_codes[_front(errors, latency, self._frame)] if done else done_codes
+        seen = {code.tobytes() for _, code in told}
+        front = done_codes[_front(errors, latency, self.frame)] if done else done_codes
         codes = self._candidates.pool(seen, front, rng)
         pool = self._points(codes)
         evaluated = self._points(done_codes, latency) if done else pool[np.arange(0)]
         waiting = self._points(np.array(running, dtype=np.int32)) if running else pool[np.arange(0)]
-        row = choose(pool, evaluated, errors, waiting, self._frame, self._seed, number, self._fits) if len(codes) else None
+        row = choose(pool, evaluated, errors, waiting, self.frame, self._seed, number, self._fits) if len(codes) else None
         if row is None:  # everything within the limit was proposed: again, as random search would
             codes = self._candidates.pool(frozenset(), front, rng)
             latency = self._candidates.latency(codes)[0]
-            limit = np.inf if self._frame.limit_ms is None else self._frame.limit_ms
+            limit = np.inf if self.frame.limit_ms is None else self.frame.limit_ms
             within = np.flatnonzero(latency <= limit)
             row = int(rng.choice(within)) if within.size else int(np.argmin(latency))
         return self._candidates.params(codes[row])
@@ -169,7 +166,7 @@ class SpaceCandidates:
     Args:
         codes: of the space.
         latency: of many codes at once.
-        allowed: whether no rule forbids an architecture.
+        imgsz: for the rules of the space.
         architecture: of a trial; None where it has none (yet).
     """
 
@@ -177,18 +174,19 @@ class SpaceCandidates:
     DRAWN = 20_000
 
     def __init__(
-        self,
-        codes: SpaceCodes,
-        latency: Latency,
-        allowed: Callable[[Architecture], bool],
-        architecture: Callable[[FrozenTrial], Architecture | None],
+        self, codes: SpaceCodes, latency: Latency, imgsz: int, architecture: Callable[[FrozenTrial], Architecture | None]
     ) -> None:
-        self._codes, self._latency, self._allowed, self._architecture = codes, latency, allowed, architecture
-        self._rules = bool(codes.space.forbid)
+        self._codes, self._latency, self._imgsz, self._architecture = codes, latency, imgsz, architecture
+        self._known: dict[int, tuple[Architecture, Codes]] = {}
 
     def code(self, trial: FrozenTrial) -> Codes | None:
         architecture = self._architecture(trial)
-        return None if architecture is None else self._codes.code(architecture)
+        if architecture is None:
+            return None
+        known = self._known.get(trial.number)
+        if known is None or known[0] is not architecture:
+            known = self._known[trial.number] = (architecture, self._codes.code(architecture))
+        return known[1]
 
     def params(self, code: Codes) -> Mapping[str, Any]:
         return self._codes.params(code)
@@ -199,10 +197,10 @@ class SpaceCandidates:
         else:
             near = [self._codes.neighbours(code) for code in front]
             found = np.unique(np.vstack((*near, self._codes.draw(self.DRAWN, rng))), axis=0)
-        return found[[code.tobytes() not in seen and self._lets(code) for code in found]]
-
-    def _lets(self, code: Codes) -> bool:
-        return not self._rules or self._allowed(self._codes.architecture(code))
+        fresh = np.array([code.tobytes() not in seen for code in found], dtype=bool)
+        found = found[fresh]
+        allowed: Codes = found[self._codes.allowed(found, self._imgsz)]
+        return allowed if len(allowed) or seen else found  # where rules forbid everything, whoever asked is told by them
 
     def features(self, codes: Codes) -> Features:
         return self._codes.features(codes)

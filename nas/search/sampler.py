@@ -15,6 +15,7 @@ from nas.errors import InputError, did_you_mean
 from nas.seeds import derive
 
 STARTUP_TRIALS = 10
+FRONT = "front"  # `nas.search.front_sampler`, which needs more than a seed
 
 
 class GroupedTPE(BaseSampler):

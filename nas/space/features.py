@@ -103,6 +103,7 @@ class SpaceCodes:
         self._options: list[list[Placement | None]] = [list(choices.options) for choices in space.slots]
         baseline: list[Placement | None] = [None]  # where it is no option, the skeleton's own row is encoded all the same
         self._listed = [own if None in own else own + baseline for own in self._options]
+        self._verdicts: dict[tuple[int, int, bytes], bool] = {}
         self._number = [{option: number for number, option in enumerate(own)} for own in self._listed]
         tables = [encode(_columns(choices, listed)) for choices, listed in zip(space.slots, self._listed, strict=True)]
         self._tables = [table.points for table in tables]
@@ -147,6 +148,25 @@ class SpaceCodes:
     def architecture(self, code: NDArray[np.int32]) -> Architecture:
         placements = [own[number] for own, number in zip(self._listed, code, strict=True)]
         return Architecture(self.space.skeleton.name, tuple(sorted((p for p in placements if p), key=lambda p: p.layer)))
+
+    def allowed(self, codes: NDArray[np.int32], imgsz: int) -> NDArray[np.bool_]:
+        """Which codes (rows, slots) no rule of the space forbids. Rules look at few slots: each of their combinations once."""
+        good = np.ones(len(codes), dtype=bool)
+        for index, rule in enumerate(self.space.forbid):
+            slots = self.space.slots_of(rule)
+            own = np.ascontiguousarray(codes[:, slots])
+            combinations, of_row = np.unique(own, axis=0, return_inverse=True) if slots else (own[:1], np.zeros(len(own), int))
+            verdicts = np.zeros(len(combinations), dtype=bool)
+            for row, combination in enumerate(combinations):
+                key = (index, imgsz, combination.tobytes())
+                if key not in self._verdicts:
+                    listed = [self._listed[slot][number] for slot, number in zip(slots, combination, strict=True)]
+                    placed = tuple(sorted((p for p in listed if p), key=lambda p: p.layer))
+                    partial = Architecture(self.space.skeleton.name, placed)
+                    self._verdicts[key] = self.space.breaks(rule, partial, imgsz)
+                verdicts[row] = self._verdicts[key]
+            good &= ~verdicts[of_row.reshape(-1)]
+        return good
 
     def params(self, code: NDArray[np.int32]) -> Params:
         """The choices that draw a code of the space."""

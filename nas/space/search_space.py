@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nas.blocks.catalog import CATALOG, KnobValue
 from nas.space.architecture import KEEP, Architecture, Placement, place
-from nas.space.rules import Rule, Value
+from nas.space.rules import Lookup, Rule, Value
 from nas.space.skeleton import Skeleton, Slot
 
 Choice = str | int | float | bool
@@ -186,7 +186,20 @@ class SearchSpace:
         """The first rule that forbids the architecture at this image size, if any."""
         return next(self._forbidding(architecture, imgsz), None)
 
+    def slots_of(self, rule: Rule) -> list[int]:
+        """The slots that a rule speaks of, by their index in `slots`; those that no choice is left to cannot vary."""
+        spoken = {self.skeleton.slot(_slot_name(name.rpartition(".")[0])).name for name in rule.names if name != "imgsz"}
+        return [index for index, choices in enumerate(self.slots) if choices.slot.name in spoken]
+
+    def breaks(self, rule: Rule, architecture: Architecture, imgsz: int) -> bool:
+        """Whether a rule of this space forbids an architecture at this image size."""
+        return rule.matches(self._lookup(architecture, imgsz))
+
     def _forbidding(self, architecture: Architecture, imgsz: int) -> Iterator[Rule]:
+        lookup = self._lookup(architecture, imgsz)
+        return (rule for rule in self.forbid if rule.matches(lookup))
+
+    def _lookup(self, architecture: Architecture, imgsz: int) -> Lookup:
         placed = {p.slot: p for p in architecture.placements}
         choices = {c.slot.name: c for c in self.slots}
 
@@ -197,7 +210,7 @@ class SearchSpace:
             slot = self.skeleton.slot(_slot_name(slot_name))
             return _property(choices.get(slot.name, SlotChoices(slot)), placed.get(slot.name), word)
 
-        return (rule for rule in self.forbid if rule.matches(lookup))
+        return lookup
 
     def _architecture(self, placements: Iterable[Placement | None]) -> Architecture:
         changed = [p for p in placements if p is not None]

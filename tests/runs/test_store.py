@@ -23,6 +23,7 @@ from nas.errors import InputError
 from nas.review.record import STATES
 from nas.runs.database import DIRECTIONS
 from nas.runs.store import Store
+from nas.search.sampler import make_sampler
 from nas.space.architecture import Architecture, Placement
 
 PRICE = {"ms": 2.0, "spread": 0.01}
@@ -31,20 +32,20 @@ RESULT = {"map": 0.25, "map50": 0.5}
 
 def test_what_optuna_sees_of_a_trial(make_store, space):
     folder, store = make_store()
-    assert store.propose(space, "random", 0, space.baseline).architecture.is_skeleton
+    assert store.propose(space, draws(store), space.baseline).architecture.is_skeleton
     store.queue(0, PRICE, {"latency": 0.5, "params": -1.0})
     store.start(0)
     store.charge(0, 3.25)
     store.charge(0, 4.0, "lost")
     store.start(0)
     store.finish(0, 10.0, RESULT)
-    drawn = store.propose(space, "random", 0)
+    drawn = store.propose(space, draws(store))
     store.reject(1, "over-latency", {"ms": 9.0})
-    store.propose(space, "random", 0)
+    store.propose(space, draws(store))
     store.queue(2, PRICE, {"latency": -1.0, "params": -1.0})
     store.start(2)
     store.fail(2, 1.0, "diverged")
-    store.propose(space, "random", 0)
+    store.propose(space, draws(store))
     store.queue(3, PRICE, {"latency": -1.0, "params": -1.0})
 
     done, rejected, failed, _ = trials = read(folder).trials
@@ -75,7 +76,7 @@ def test_a_latency_that_was_predicted_is_corrected_everywhere(make_store, space)
     """Optuna and the samplers of this and a later session learn the measured one."""
     folder, store = make_store()
     for number, excess in enumerate(({"latency": 0.5}, {"latency": -1.0})):
-        store.propose(space, "random", 0, space.baseline if number == 0 else None)
+        store.propose(space, draws(store), space.baseline if number == 0 else None)
         store.queue(number, {"ms": 2.0, "source": "predicted"}, excess)
         store.start(number)
         store.finish(number, 1.0, RESULT)
@@ -88,7 +89,7 @@ def test_a_latency_that_was_predicted_is_corrected_everywhere(make_store, space)
     remembered = store._memory.get_trials(deepcopy=False)[1]
     assert (remembered.values, remembered.constraints) == (corrected.values, corrected.constraints)
     assert Store(folder, create=False).entries == store.entries
-    store.propose(space, "tpe", 0)
+    store.propose(space, make_sampler("tpe", 0, len(store)))
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
@@ -98,10 +99,10 @@ def test_the_rows_are_those_that_optuna_writes(make_store, space, tmp_path, monk
     time.tzset()
     try:
         folder, store = make_store()
-        store.propose(space, sampler, 0, space.baseline)
+        store.propose(space, make_sampler(sampler, 0, len(store)), space.baseline)
         store.queue(0, PRICE, {"latency": 0.5, "params": -1.0})
         for number in range(1, 20):
-            store.propose(space, sampler, 0)
+            store.propose(space, make_sampler(sampler, 0, len(store)))
             if number % 4 == 3:
                 store.reject(number, "repeat")
                 continue
@@ -139,7 +140,7 @@ def test_a_baseline_that_the_space_cannot_express(make_store, space):
     placement = Placement("neck.topdown.P3", 16, "keep", 32, 1)
     foreign = Architecture(space.skeleton.name, (placement,))
     assert space.params(foreign) is None
-    assert store.propose(space, "tpe", 0, foreign).architecture == foreign
+    assert store.propose(space, make_sampler("tpe", 0, len(store)), foreign).architecture == foreign
     store.queue(0, PRICE, {})
     store.start(0)
     store.finish(0, 1.0, RESULT)
@@ -153,7 +154,7 @@ def test_equal_seeds_propose_alike(make_store, space):
         _, store = make_store(name)
         drawn = []
         for number in range(12):
-            drawn.append(store.propose(space, "tpe", seed).architecture.id)
+            drawn.append(store.propose(space, make_sampler("tpe", seed, len(store))).architecture.id)
             store.queue(number, PRICE, {})
         return drawn
 
@@ -199,7 +200,7 @@ def test_making_a_store_warns_of_nothing(tmp_path):
 )
 def test_a_store_that_cannot_be_used_stays_untouched(make_store, space, damage, says):
     folder, store = make_store()
-    store.propose(space, "random", 0)
+    store.propose(space, draws(store))
     store.queue(0, PRICE, {})
     path = folder / "study.db"
     damage(path)
@@ -222,23 +223,29 @@ def test_a_store_is_not_made_over_another(make_store):
 SCRIPT = [
     lambda store, space: store.put_fact("stopped_because", "x"),
     lambda store, space: (
-        store.propose(space, "random", 0, space.baseline),
+        store.propose(space, draws(store), space.baseline),
         store.queue(0, PRICE, {"latency": 0.5, "params": -1.0}),
     ),
     lambda store, space: store.start(0),
     lambda store, space: store.add_seconds(wall=2.0, lane=0.0),
     lambda store, space: store.charge(0, 3.5),
     lambda store, space: store.finish(0, 7.0, RESULT),
-    lambda store, space: (store.propose(space, "random", 0), store.reject(1, "over-latency", {"ms": 9.0})),
     lambda store, space: (
-        store.propose(space, "random", 0, next(space.neighbours(space.baseline))),
+        store.propose(space, draws(store)),
+        store.reject(1, "over-latency", {"ms": 9.0}),
+    ),
+    lambda store, space: (
+        store.propose(space, draws(store), next(space.neighbours(space.baseline))),
         store.queue(2, PRICE, {"latency": -0.5, "params": -1.0}),
     ),
     lambda store, space: store.start(2),
     lambda store, space: store.charge(2, 1.0, "lost"),
     lambda store, space: store.start(2),
     lambda store, space: store.fail(2, 2.0, "diverged"),
-    lambda store, space: (store.propose(space, "random", 0), store.queue(3, PRICE, {"latency": -0.5, "params": -1.0})),
+    lambda store, space: (
+        store.propose(space, draws(store)),
+        store.queue(3, PRICE, {"latency": -0.5, "params": -1.0}),
+    ),
     lambda store, space: store.reject(3, "over-latency", PRICE),
 ]
 
@@ -353,7 +360,7 @@ def check_optuna(folder: Path, store: Store) -> None:
 def check_goes_on(store: Store, space) -> None:
     """Open trials can be taken to their end, and more can be proposed."""
     if not store.entries:
-        assert store.propose(space, "random", 0, space.baseline).number == 0
+        assert store.propose(space, draws(store), space.baseline).number == 0
         store.queue(0, PRICE, {"latency": 0.5, "params": -1.0})
     assert store[0].architecture.is_skeleton
     with warnings.catch_warnings():
@@ -362,8 +369,13 @@ def check_goes_on(store: Store, space) -> None:
             if store[entry.number].state == "queued":
                 store.start(entry.number)
                 store.finish(entry.number, 1.0, RESULT)
-        store.queue(store.propose(space, "tpe", 0).number, PRICE, {"latency": 0.5, "params": -1.0})
+        store.queue(store.propose(space, make_sampler("tpe", 0, len(store))).number, PRICE, {"latency": 0.5, "params": -1.0})
     assert {e.state for e in store.entries[:-1]} <= {"done", "failed", "rejected"}
+
+
+def draws(store):
+    """A sampler for the next trial."""
+    return make_sampler("random", 0, len(store))
 
 
 def read(folder: Path) -> optuna.Study:

@@ -159,7 +159,7 @@ def test_a_search_space_is_asked_and_told(name):
         ms = 1 + 0.01 * codes.sum(axis=1)
         return ms, ms, ms
 
-    candidates = SpaceCandidates(codes, latency, lambda a: space.forbidding_rule(a, 640) is None, lambda t: known.get(t.number))
+    candidates = SpaceCandidates(codes, latency, 640, lambda t: known.get(t.number))
     study = optuna.create_study(
         directions=["maximize", "minimize"], sampler=FrontSampler(candidates, Frame(1.0, 3.0, 1.5), seed=0)
     )

@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 
 from nas.config import SAMPLERS as NAMES
 from nas.errors import InputError
-from nas.search.sampler import SAMPLERS, STARTUP_TRIALS, GroupedTPE, groups_of, make_sampler
+from nas.search.sampler import FRONT, SAMPLERS, STARTUP_TRIALS, GroupedTPE, groups_of, make_sampler
 from nas.seeds import derive
 
 BLOCKS = ["keep", "repvit", "irmb"]
@@ -42,7 +42,7 @@ def search(name: str, seed: int, trials: int) -> list[dict]:
 
 
 def test_the_names_are_those_of_the_configuration():
-    assert set(SAMPLERS) == set(NAMES)
+    assert {*SAMPLERS, FRONT} == set(NAMES)
     with pytest.raises(InputError, match="unknown sampler 'tep'") as error:
         make_sampler("tep", 0, 0)
     assert error.value.hint == "did you mean 'tpe'?"
