@@ -59,6 +59,7 @@ def search(
     sampler: str = "front",
     seed: int = 0,
     weights: str | Path | None = None,
+    imitate: bool = False,
     allow_noisy: bool = False,
     name: str | None = None,
     blocks: str | Path | Sequence[str | Path] = (),
@@ -83,6 +84,7 @@ def search(
         workers: trials trained at once; by default one per GPU, without a GPU one per core.
         gpus_per_trial: a share such as 0.25 lets so many trials share a GPU, each in a process of its own.
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
+        imitate: blocks learn from a teacher (`weights`, or one that is trained first), and architectures begin assembled.
         allow_noisy: count latencies of a machine that is not quiet too, instead of rejecting what cannot be measured well.
         blocks: files with blocks of your own; their code runs, here and in the workers.
         settings: `epochs`, `rungs`, `fraction` of the images, `batch`, `lr0`, `held_out` of the proxies; `confirm`, further
@@ -108,6 +110,7 @@ def search(
         sampler=sampler,
         seed=seed,
         weights=weights,
+        imitate=imitate,
         allow_noisy=allow_noisy,
         blocks=blocks,
         **settings,
@@ -281,6 +284,7 @@ def _check(
     sampler: str,
     seed: int,
     weights: str | Path | None,
+    imitate: bool,
     allow_noisy: bool,
     blocks: str | Path | Sequence[str | Path],
     **settings: Any,
@@ -315,6 +319,7 @@ def _check(
         seed=seed,
         allow_noisy=allow_noisy,
         weights=None if checkpoint is None else str(checkpoint),
+        imitate=imitate,
         **parse_limits(max_latency, max_params, max_macs, max_size),
         **settings,
     )

@@ -91,6 +91,11 @@ _allow_noisy = click.option(
 @click.option("--gpus-per-trial", type=float, default=1.0, show_default=True, help="0.25: four trials share a GPU.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--executor", default="local", show_default=True, help="local (processes of this host) or ray.")
+@click.option(
+    "--imitate/--from-scratch",
+    default=False,
+    help="Blocks learn from a teacher (--weights, or trained first), architectures begin assembled.  [default: from scratch]",
+)
 @click.option("--sampler", default="front", show_default=True, help="front, tpe or random: who proposes.")
 @click.option("--weights", metavar="FILE", help="Checkpoint of the skeleton (.pt): what an architecture kept starts from it.")
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")

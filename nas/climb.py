@@ -16,12 +16,13 @@ class Climb:
 
     Args:
         store: the trials.
-        rungs: how many there are.
+        shares: of each rung but the highest, how many go on, see `nas.search.ladder.promotion`.
         confirm: with how many more seeds a member of the front is trained.
     """
 
-    def __init__(self, store: Store, rungs: int, confirm: int) -> None:
-        self._store, self._rungs, self._confirm = store, rungs, confirm
+    def __init__(self, store: Store, shares: Sequence[float], confirm: int) -> None:
+        self._store, self._shares, self._confirm = store, shares, confirm
+        self._rungs = len(shares) + 1
         self._climbers: dict[int, Climber] = {}
         self._changed = False
         self._unconfirmed: set[int] = set()
@@ -46,7 +47,7 @@ class Climb:
             return Step(0, len(baseline.results))
         if not self._changed:
             return None
-        found = promotion(list(self._climbers.values()), self._rungs)
+        found = promotion(list(self._climbers.values()), self._shares)
         self._changed = found is not None
         return None if found is None else Step(found.number, found.rung)
 

@@ -147,7 +147,9 @@ class RunConfig:
         confirm: with how many more seeds the front's members are trained in the end.
         batch: images per training step.
         lr0: peak learning rate.
-        weights: checkpoint that proxies start from, or None for a start from scratch.
+        weights: checkpoint that proxies start from, or None for a start from scratch; with `imitate` the teacher, or what its
+            training starts from.
+        imitate: whether blocks learn from a teacher, and architectures begin assembled from what they have learned.
         fraction: share of the rest of `train` that proxies train on.
         held_out: share of `train` that ranks the proxies and that none of them trains on.
         sampler: who proposes.
@@ -173,6 +175,7 @@ class RunConfig:
     batch: int = 8
     lr0: float = 0.004
     weights: str | None = None
+    imitate: bool = False
     held_out: float = 0.2
     fraction: float = 1.0
     sampler: str = "front"

@@ -12,7 +12,9 @@ from nas.dataset.description import Dataset
 from nas.execution.work import TRAIN, TrainJob
 from nas.hardware import threads_per_worker
 from nas.runs.trials import TrialFolders
+from nas.search.ladder import FACTOR
 from nas.seeds import derive
+from nas.space.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,12 @@ class Jobs(Protocol):
     """The trainings of a search."""
 
     @property
-    def rungs(self) -> int:
-        """How many there are."""
+    def shares(self) -> Sequence[float]:
+        """How many of a stratum go on from each rung but the highest."""
+        ...
+
+    def refusal(self, architecture: Architecture) -> str | None:
+        """Why an architecture cannot be trained, if it is known beforehand."""
         ...
 
     def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -49,12 +55,15 @@ class ProxyJobs:
         self._common = training_job(config, dataset, blocks)
 
     @property
-    def rungs(self) -> int:
-        return len(self._epochs)
+    def shares(self) -> Sequence[float]:
+        return [1 / FACTOR] * (len(self._epochs) - 1)
+
+    def refusal(self, architecture: Architecture) -> str | None:  # noqa: ARG002  (whatever can be built can be trained)
+        return None
 
     def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         weights = self._folders.weights(step.number)
-        kept = step.rung == self.rungs - 1 and not weights.is_file()
+        kept = step.rung == len(self._epochs) - 1 and not weights.is_file()
         job = replace(
             self._common,
             model=model,

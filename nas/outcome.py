@@ -77,6 +77,8 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
     weights = Path(config.weights or "").name
     data = f" on {config.fraction:.0%} of the images" if config.fraction < 1 else ""
     start = f" from {weights}" if weights else ""
+    if config.imitate:
+        start = f", begun as blocks that imitate {weights or 'a teacher trained here'}"
     return RunSummary(
         name=folder.name,
         skeleton=f"{skeleton.name}.yaml",

@@ -20,7 +20,7 @@ from nas.execution.executor import Attempt, Executor, Result
 from nas.execution.executor import Progress as Report
 from nas.execution.work import TRY_WEIGHTS, WeightsJob
 from nas.hardware import GpuMeter, cuda_devices, threads_per_worker, worker_environment
-from nas.jobs import ProxyJobs
+from nas.jobs import Jobs, ProxyJobs, training_job
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.outcome import Tables
@@ -35,6 +35,7 @@ from nas.space.architecture import model_yaml
 from nas.space.memory import attention_notes
 from nas.space.reader import read_space
 from nas.study import INTERRUPTED, Study
+from nas.teaching import AssembledJobs, Teaching
 
 log = logging.getLogger("nas")
 
@@ -71,6 +72,10 @@ def run_session(
 
         meter = GpuMeter() if config.device == "cuda" else None
 
+        def tell(text: str) -> None:
+            log.info(text)
+            progress.say(text)
+
         def watch(status: Status) -> None:
             if meter is not None:
                 meter.update()
@@ -84,12 +89,16 @@ def run_session(
                 with contextlib.closing(open_executor(config, folder)) as executor, progress:
                     for note in notes:
                         progress.say(note)
-                    if config.weights is not None:
+                    if config.weights is not None and not config.imitate:
                         model = model_yaml(space.skeleton, space.baseline, dataset.nc)
                         fitting, seconds = try_weights(WeightsJob(model, config.weights, blocks), executor, folder)
                         store.add_seconds(lane=seconds)
-                        log.info(fitting)
-                        progress.say(fitting)
+                        tell(fitting)
+                    jobs: Jobs = ProxyJobs(config, dataset, blocks, trials)
+                    teaching = None
+                    if config.imitate:
+                        teaching = Teaching(config, space, dataset, blocks, folder, store, ledger, executor, tell)
+                        jobs = AssembledJobs(config, space, teaching, training_job(config, dataset, blocks), trials)
                     study = Study(
                         config=config,
                         space=space,
@@ -98,23 +107,21 @@ def run_session(
                         executor=executor,
                         prices=prices,
                         ledger=ledger,
-                        jobs=ProxyJobs(config, dataset, blocks, trials),
+                        jobs=jobs,
                         folders=trials,
                         watch=watch,
                         record=tables.outdate,
                         blocks=blocks,
                         table=table,
+                        prepare=None if teaching is None else teaching.run,
                     )
                     with _interruptible(study):
                         store.put_fact("stopped_because", ended := study.run())
                     if table is not None and ended != INTERRUPTED:
                         wish = ask_for_more(folder, config, table, space, dataset.nc, store.entries, executor)
-                        log.info(wish)
-                        progress.say(wish)
+                        tell(wish)
                 if meter is not None and meter.mean is not None:
-                    busy = f"the GPUs were busy for {meter.mean:.0%} of the time"
-                    log.info(busy)
-                    progress.say(busy)
+                    tell(f"the GPUs were busy for {meter.mean:.0%} of the time")
         except STORE_ERRORS as error:
             # Optuna wraps what SQLite says of a full or read-only disk.
             raise OSError(f"the store: {str(error).splitlines()[0]}") from error

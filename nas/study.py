@@ -67,6 +67,8 @@ class Study:
         record: called after every trial that has ended.
         blocks: the user's block files that the space needs.
         table: the latencies of a target that is another device's.
+        prepare: what is done between probing and exploring; given a function to be called with a phase at least twice a
+            second, and one that says whether somebody asked to stop.
         clock: seconds, of which only differences count.
     """
 
@@ -85,13 +87,14 @@ class Study:
         record: Callable[[], None],
         blocks: Sequence[str] = (),
         table: TablePrices | None = None,
+        prepare: Callable[[Callable[[str], None], Callable[[], bool]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._space, self._nc, self._store = config, space, nc, store
         self._executor, self._ledger = executor, ledger
         self._jobs, self._watch, self._record = jobs, watch, record
-        self._folders, self._table, self._clock = folders, table, clock
-        self._climb = Climb(store, jobs.rungs, config.confirm)
+        self._folders, self._table, self._clock, self._prepare = folders, table, clock, prepare
+        self._climb = Climb(store, jobs.shares, config.confirm)
         self._pricing = Pricing(
             config, space, nc, executor, prices, blocks, lambda seconds: store.add_seconds(lane=seconds), table, clock
         )
@@ -132,7 +135,9 @@ class Study:
             self._resume()
             if not self._within_reach:
                 self._pricing.probe(lambda: self._watch(self._status()))
-            self._phase = "explore"
+            if self._prepare is not None and not self._stopping:
+                self._prepare(self._enter, lambda: self._stopping is not None)
+            self._enter("explore")
             if len(self._store) == 0:
                 self._propose(self._space.baseline)
             while self._step():
@@ -145,6 +150,12 @@ class Study:
             if self._pricing.error is not None:
                 self._store.put_fact("latency_error", asdict(self._pricing.error))
         return self._stopping or self._exhausted or "budget spent"
+
+    def _enter(self, phase: str) -> None:
+        if not self._stopping:
+            self._phase = phase
+        self._save_clock()
+        self._watch(self._status())
 
     def _resume(self) -> None:
         """Take up an earlier session: queued and running trials wait again.
@@ -340,6 +351,9 @@ class Study:
         if rule is not None and not architecture.is_skeleton:
             self._reject(number, f"forbidden: {rule.text}")
             return
+        if (refusal := self._jobs.refusal(architecture)) is not None:
+            self._reject(number, f"invalid: {refusal}")
+            return
         self._price(number)
 
     def _price(self, number: int) -> None:
@@ -443,9 +457,9 @@ class Study:
         else:
             if (skipped := data.get("skipped")) and number == 0:
                 log.warning("%d images cannot be read and are left out: %s", len(skipped), ", ".join(skipped))
-            top = step.rung == self._jobs.rungs - 1
+            top = step.rung == len(self._jobs.shares)
             self._store.finish(number, event.seconds, data, paused=not top)
-            if transferred := data.get("transferred"):
+            if (transferred := data.get("transferred")) and not self._config.imitate:
                 weights = Path(self._config.weights or "").name
                 log.info("trial %d: %d of %d tensors from %s", number, *transferred, weights)
             word = "done" if top else f"paused at rung {step.rung}"

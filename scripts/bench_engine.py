@@ -36,6 +36,7 @@ from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.runs.trials import TrialFolders
 from nas.seeds import derive
+from nas.space.architecture import Architecture
 from nas.space.reader import find_space, read_space
 from nas.space.search_space import SearchSpace
 from nas.study import Study
@@ -71,7 +72,10 @@ class InstantExecutor:
 class InstantJobs:
     """Trainings of one rung."""
 
-    rungs = 1
+    shares: tuple[float, ...] = ()
+
+    def refusal(self, _architecture: Architecture) -> str | None:
+        return None
 
     def job(self, _step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return TRAIN, asdict(TrainJob(model, "", "", "", 640, [5], 8, 0.004, 0.2, 0, "cpu", 1))

@@ -40,6 +40,7 @@ ARROWS = {
     "session": {
         "devices",
         "jobs",
+        "teaching",
         "pricing",
         "study",
         "run",
@@ -55,7 +56,8 @@ ARROWS = {
     "proposals": {"pricing", "runs", "search"},
     "study": {"pricing", "proposals", "climb", "jobs", "execution", "latency", "review", "runs", "search"},
     "climb": {"jobs", "runs", "search"},
-    "jobs": {"execution", "runs", "dataset", "hardware", "cache"},
+    "jobs": {"execution", "runs", "search", "dataset", "hardware", "cache"},
+    "teaching": {"jobs", "execution", "imitation", "runs", "search", "pricing", "dataset", "cache"},
     "pricing": {"execution", "latency"},
     "outcome": {"export", "review", "runs", "search"},
     "execution": {"blocks", "training", "imitation", "latency", "yolo", "dataset"},

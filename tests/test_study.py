@@ -215,8 +215,11 @@ class FakeJobs:
     epochs: list[int]
 
     @property
-    def rungs(self) -> int:
-        return len(self.epochs)
+    def shares(self) -> list[float]:
+        return [1 / 3] * (len(self.epochs) - 1)
+
+    def refusal(self, architecture) -> str | None:
+        return None
 
     def job(self, step: Step, model) -> tuple[str, dict]:
         until = self.epochs[step.rung]

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.execution.work import Report, images_of
+from nas.seeds import derive
 from nas.space.skeleton import TASKS
 
 if TYPE_CHECKING:
+    from nas.imitation.alternatives import Alternative
     from nas.imitation.teacher import Teacher
 
 IMITATE = "nas.execution.imitate:imitate"
 ASSEMBLE = "nas.execution.imitate:assemble"
 MEET = "nas.execution.imitate:meet"
+TUNE = "nas.execution.imitate:tune"
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,15 @@ class ImitateJob(TeacherJob):
 
 @dataclass(frozen=True)
 class AssembleJob(TeacherJob):
-    """Put the architecture `model` together from the teacher and `library`, and score it as it is. `keep` is where its
-    weights go: a checkpoint that a `TrainJob` takes as its `weights`. Its batch norms are settled by so many batches."""
+    """Put the architecture `model` together from the teacher and `library`, and score it as it is. What the library lacks
+    learns first, by `lessons`. `keep` is where its weights go: a checkpoint that a `TrainJob` takes as its `weights`. Its batch
+    norms are settled by so many batches."""
 
     model: Mapping[str, Any] = field(default_factory=dict)
     library: str = ""
     keep: str | None = None
     settle: int = 0
+    lessons: dict[str, Any] = field(default_factory=dict)
 
 
 def meet(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)
@@ -87,7 +93,7 @@ def meet(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any
     return {"digest": teacher.digest, "map": fitness.map, "map50": fitness.map50}
 
 
-def imitate(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
+def imitate(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (see `_learn`)
     """Let an `ImitateJob`'s alternatives learn; reports `{epoch, epochs, error, students}` after every epoch.
 
     Returns by key what the library knows of each, dropped ones with their reason.
@@ -95,32 +101,50 @@ def imitate(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, 
     import torch  # noqa: PLC0415  (workers only)
 
     from nas.imitation.alternatives import Alternative  # noqa: PLC0415
+    from nas.imitation.library import Library  # noqa: PLC0415
+
+    job = ImitateJob(**payload)
+    torch.set_num_threads(job.threads)
+    alternatives = [Alternative.of(plain) for plain in job.alternatives]
+    _learn(job, alternatives, report)
+    library = Library(Path(job.library))
+    entries = {alternative.key: library.get(alternative) for alternative in alternatives}
+    return {"entries": {key: asdict(entry) for key, entry in entries.items() if entry is not None}}
+
+
+def _learn(job: ImitateJob | AssembleJob, alternatives: Sequence[Alternative], report: Report) -> None:
+    """Let the library have these. Workers that need the same one wait for each other; whoever teaches it draws alike."""
+    import torch  # noqa: PLC0415  (workers only)
+    from filelock import FileLock  # noqa: PLC0415
+
+    from nas.imitation.channels import has_widths  # noqa: PLC0415
     from nas.imitation.course import Course  # noqa: PLC0415
     from nas.imitation.learn import Lessons  # noqa: PLC0415
     from nas.imitation.library import Library  # noqa: PLC0415
     from nas.training.precision import training_dtype  # noqa: PLC0415
 
-    job = ImitateJob(**payload)
-    torch.set_num_threads(job.threads)
-    alternatives = [Alternative.of(plain) for plain in job.alternatives]
     library = Library(Path(job.library))
-    if library.missing(alternatives):
+    if not library.missing(alternatives) and has_widths(library.folder):
+        return
+    library.folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        for alternative in sorted(library.missing(alternatives), key=lambda each: each.key):  # in one order: no deadlock
+            locks.enter_context(FileLock(library.folder / f"{alternative.key}.lock"))
         _load_blocks(job)
         fit, held_out, _ = _images(job)
         device = torch.device(job.device)
         precision = training_dtype(device, Path(job.cache))
-        lessons = Lessons.of(job.lessons) if job.lessons else Lessons()
+        lessons, seed = Lessons.of(job.lessons) if job.lessons else Lessons(), derive(job.split_seed, 0, "imitation")
         course = Course(job.skeleton, _teacher(job).model, fit, held_out, library, lessons, seed, device, precision)
         course.take(alternatives, lambda lesson: report(asdict(lesson)))
-    entries = {alternative.key: library.get(alternative) for alternative in alternatives}
-    return {"entries": {key: asdict(entry) for key, entry in entries.items() if entry is not None}}
 
 
-def assemble(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (takes seconds)
+def assemble(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (draws nothing)
     """mAP of an `AssembleJob`'s network on the held-out part, untrained: `map`, `map50`, `box_map`, `seconds`, and the layers
     that are `unfit`, whose weights do not do what they have learned."""
     import torch  # noqa: PLC0415  (workers only)
 
+    from nas.imitation.alternatives import differences  # noqa: PLC0415
     from nas.imitation.assemble import assembler_of  # noqa: PLC0415
     from nas.imitation.norms import settle_norms  # noqa: PLC0415
     from nas.training.augment import Augmentation, Batches, generator_of  # noqa: PLC0415
@@ -131,6 +155,7 @@ def assemble(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str,
     job = AssembleJob(**payload)
     torch.set_num_threads(job.threads)
     _load_blocks(job)
+    _learn(job, differences(job.model, job.skeleton), report)
     fit, held_out, nc = _images(job)
     device = torch.device(job.device)
     made = assembler_of(job.skeleton, _teacher(job).model, Path(job.library)).assemble(job.model)
@@ -145,6 +170,19 @@ def assemble(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str,
     fitness, seconds = metrics.fitness, time.perf_counter() - began
     known = {"map": fitness.map, "map50": fitness.map50, "box_map": metrics.boxes.map, "seconds": seconds}
     return {**known, "unfit": list(made.unfit)}
+
+
+def tune(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
+    """Train an assembled network on: `{assemble, train}` are an `AssembleJob` and the `TrainJob` whose `weights` it writes."""
+    from nas.execution.work import train  # noqa: PLC0415
+
+    start = Path(payload["train"]["weights"])
+    start.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        assemble(payload["assemble"], seed, report)
+        return train(payload["train"], seed, report)
+    finally:
+        start.unlink(missing_ok=True)
 
 
 def _images(job: TeacherJob) -> tuple[Any, Any, int]:

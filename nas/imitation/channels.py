@@ -24,6 +24,8 @@ from nas.yolo.criterion import Batch, Criterion
 from nas.yolo.slices import chosen, splits_input
 from nas.yolo.slot import output_channels, predictions_with_fixed_norms
 
+IMPORTANCE = "importance.safetensors"
+
 
 def importance_of(teacher: nn.Module, batches: Iterable[Batch]) -> dict[int, Tensor]:
     """Per layer that writes a map, float32 (channels,) on the CPU: how much the task's loss depends on each channel."""
@@ -58,7 +60,7 @@ def importance_of(teacher: nn.Module, batches: Iterable[Batch]) -> dict[int, Ten
 
 def widths_of(skeleton: Mapping[str, Any], teacher: nn.Module, folder: Path, batches: Iterable[Batch]) -> Widths:
     """The widths that all blocks of a library's folder share: measured by whoever comes first, read by everyone else."""
-    path = folder / "importance.safetensors"
+    path = folder / IMPORTANCE
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.is_file():
@@ -67,9 +69,14 @@ def widths_of(skeleton: Mapping[str, Any], teacher: nn.Module, folder: Path, bat
     return read_widths(skeleton, folder)
 
 
+def has_widths(folder: Path) -> bool:
+    """Whether somebody has measured them for a library already."""
+    return (folder / IMPORTANCE).is_file()
+
+
 def read_widths(skeleton: Mapping[str, Any], folder: Path) -> Widths:
     """The widths of a library. Raises InputError where nothing has learned yet, or the file is damaged."""
-    tensors, _ = read_state(folder / "importance.safetensors", torch.device("cpu"))
+    tensors, _ = read_state(folder / IMPORTANCE, torch.device("cpu"))
     return Widths(skeleton, {int(layer): importance for layer, importance in tensors.items()})
 
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 FACTOR = 3
 STRATUM = 9
 PAIRS = 8  # fewer say nothing about tau
-# from which tau on, which share is promoted
-GUARD = ((0.5, 1 / FACTOR), (0.3, 1 / 2), (0.1, 2 / 3), (-1.0, 1.0))
+# from which tau on, which share is promoted at least
+GUARD = ((0.5, 0.0), (0.3, 1 / 2), (0.1, 2 / 3), (-1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,17 @@ class Promotion:
     rung: int
 
 
-def promotion(climbers: Sequence[Climber], rungs: int) -> Promotion | None:
-    """The promotion that is due, of the highest rung first, there the one farthest ahead of its stratum; None if none is."""
-    for rung in reversed(range(rungs - 1)):
+def promotion(climbers: Sequence[Climber], shares: Sequence[float]) -> Promotion | None:
+    """The promotion that is due, of the highest rung first, there the one farthest ahead of its stratum; None if none is.
+
+    Args:
+        shares: of a stratum that goes on from each rung but the highest, as long as it ranks well.
+    """
+    for rung in reversed(range(len(shares))):
         passed = sorted((c for c in climbers if len(c.scores) > rung), key=lambda c: (c.ms, c.number))
         if len(passed) < STRATUM:
             continue
-        share = share_of(tau_of(climbers, rung))
+        share = share_of(tau_of(climbers, rung), shares[rung])
         scores = np.array([c.scores[rung] for c in passed])
         on_front = scores >= np.maximum.accumulate(scores)
         ahead: list[tuple[int, float, int]] = []
@@ -71,9 +75,9 @@ def _stratum(place: int, of: int) -> slice:
     return slice(first, first + STRATUM)
 
 
-def share_of(tau: float | None) -> float:
+def share_of(tau: float | None, usual: float = 1 / FACTOR) -> float:
     """Which share of a stratum is promoted when a rung ranks like that."""
-    return GUARD[0][1] if tau is None else next(share for least, share in GUARD if tau >= least)
+    return usual if tau is None else max(usual, next(share for least, share in GUARD if tau >= least))
 
 
 def tau_of(climbers: Sequence[Climber], rung: int) -> float | None:

@@ -30,7 +30,7 @@ def climb(seed: int, tau: float) -> tuple[float, float]:
     climbers: dict[int, Climber] = {}
     for number in range(len(ms)):
         climbers[number] = Climber(number, ms[number], (low[number],), rests=True)
-        while (found := promotion(list(climbers.values()), 2)) is not None:
+        while (found := promotion(list(climbers.values()), [1 / FACTOR])) is not None:
             assert found.rung == 1 and climbers[found.number].rests
             climbers[found.number] = Climber(
                 found.number, ms[found.number], (low[found.number], top[found.number]), rests=False
@@ -72,7 +72,7 @@ def test_what_a_rung_is_worth_decides_how_many_are_promoted():
     resting = [Climber(50 + n, 1.5 + n, (n / 1000,), rests=True) for n in range(STRATUM)]
     promoted = set()
     climbers = {c.number: c for c in (*upside_down, *resting)}
-    while found := promotion(list(climbers.values()), 2):
+    while found := promotion(list(climbers.values()), [1 / FACTOR]):
         promoted.add(found.number)
         climbers[found.number] = Climber(found.number, climbers[found.number].ms, climbers[found.number].scores, rests=False)
     assert promoted == {c.number for c in resting}
@@ -81,7 +81,7 @@ def test_what_a_rung_is_worth_decides_how_many_are_promoted():
 @given(st.lists(st.tuples(st.floats(0.5, 50), st.floats(0, 1)), max_size=40), st.integers(1, 4))
 def test_only_who_rests_is_promoted_and_to_the_next_rung(points, rungs):
     climbers = [Climber(n, ms, (score,) * (1 + n % 3), rests=n % 2 == 0) for n, (ms, score) in enumerate(points)]
-    found = promotion(climbers, rungs)
+    found = promotion(climbers, [1 / FACTOR] * (rungs - 1))
     if found is not None:
         chosen = climbers[found.number]
         assert chosen.rests and found.rung == len(chosen.scores) < rungs

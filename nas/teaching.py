@@ -1,0 +1,312 @@
+"""The phases *teach* and *imitate*: a teacher, and blocks that learn from it, before architectures are tried.
+
+The teacher is the skeleton, trained on the data: the user's own checkpoint, or one that is trained here for at most a share of
+the budget. Then as many alternatives as a second share buys learn from it, slot by slot in turn; what is left learns when an
+architecture first needs it. Blocks lie in a library in the cache, so a second search finds them there. No torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from nas.cache import cache_root
+from nas.config import RunConfig
+from nas.dataset.description import Dataset
+from nas.errors import StartError, StoppedError
+from nas.execution.executor import Attempt, Event, Executor, Lost, Progress, Result
+from nas.execution.imitate import ASSEMBLE, IMITATE, MEET, TUNE, AssembleJob, ImitateJob, TeacherJob
+from nas.execution.work import TRAIN, TrainJob
+from nas.imitation.alternatives import Alternative, alternative_of, alternatives_of
+from nas.imitation.library import Library
+from nas.jobs import Step, training_job
+from nas.pricing import POLL_SECONDS
+from nas.runs.ledger import Ledger
+from nas.runs.store import Store
+from nas.runs.trials import TrialFolders
+from nas.search.ladder import FACTOR
+from nas.seeds import derive
+from nas.space.architecture import Architecture, model_yaml
+from nas.space.search_space import SearchSpace
+
+log = logging.getLogger("nas")
+
+TEACH_SHARE, IMITATE_SHARE = 0.3, 0.2  # of the budget, at most
+TEACHER_EPOCHS = 100  # at most; in a budget of trials so many times the epochs of one
+TIMES_A_TRIAL = 6
+GROUP = 24  # alternatives that learn together
+ASSEMBLED_SHARE = 1 / 9  # of a stratum of assembled networks that is trained on: they rank well and cost next to nothing
+TRIES = 3
+
+
+class Teaching:
+    """Brings a teacher and a library about; everything that is done stays done when the search is resumed.
+
+    Args:
+        say: takes what is to be shown, in a line.
+        wait: called with the phase, at least twice a second.
+        stopping: whether somebody asked to stop.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        space: SearchSpace,
+        dataset: Dataset,
+        blocks: Sequence[str],
+        folder: Path,
+        store: Store,
+        ledger: Ledger,
+        executor: Executor,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config, self._space, self._dataset, self._folder = config, space, dataset, folder
+        self._store, self._ledger, self._executor, self._say = store, ledger, executor, say
+        self._train = training_job(config, dataset, blocks)
+        self._charged: dict[str, float] = {}
+        self._keys = itertools.count()
+        self._wait: Callable[[str], None] = lambda _: None
+        self._stopping: Callable[[], bool] = lambda: False
+
+    @property
+    def library(self) -> Library:
+        """Of the teacher that this run has. Raises KeyError before there is one."""
+        config, teacher = self._config, self._store.fact("teacher")
+        return Library.of(
+            cache_root(),
+            teacher=teacher["digest"],
+            skeleton=self._skeleton,
+            data=self._dataset.digest,
+            imgsz=config.imgsz,
+            held_out=config.held_out,
+            split=self._train.split_seed,
+            fraction=config.fraction,
+            device=config.device,
+        )
+
+    def run(self, wait: Callable[[str], None], stopping: Callable[[], bool]) -> None:
+        """Teach and imitate, as far as that is not done yet.
+
+        Raises:
+            StartError: the checkpoint is no teacher and can start none; there are no images; the teacher finds nothing.
+            StoppedError: the budget ends before the teacher is trained, or the work fails.
+        """
+        self._wait, self._stopping = wait, stopping
+        if self._store.fact("teacher") is None:
+            self._teach()
+        if self._store.fact("teacher") is not None and not stopping():
+            self._imitate()
+
+    def job(self) -> dict[str, Any]:
+        """The fields of a `TeacherJob`, once there is a teacher."""
+        return asdict(self._teacher_job(self._store.fact("teacher")["path"]))
+
+    @property
+    def _skeleton(self) -> dict[str, Any]:
+        return model_yaml(self._space.skeleton, self._space.baseline, self._dataset.nc)
+
+    def _teacher_job(self, path: str) -> TeacherJob:
+        common = {
+            name: getattr(self._train, name) for name in TeacherJob.__dataclass_fields__ if name not in {"skeleton", "teacher"}
+        }
+        return TeacherJob(skeleton=self._skeleton, teacher=path, **common)
+
+    def _teach(self) -> None:
+        """Take the user's checkpoint as it is where that is possible; else train the skeleton."""
+        path, start = self._config.weights, None
+        if path is not None:
+            told = self._meet(path)
+            if "shortfall" not in told:
+                self._settle(
+                    path, told, f"the teacher is {Path(path).name}: it has seen the held-out part if it was trained on train"
+                )
+                return
+            start, path = path, None
+            self._say(f"{Path(start).name} is no teacher as it is ({told['shortfall']}): the teacher's training starts from it")
+        kept = str(self._folder / "teacher.pt")
+        if not Path(kept).is_file():
+            epochs = self._epochs(start)
+            if epochs is None:
+                return
+            state = str(self._folder / "teacher.safetensors")
+            job = replace(self._train, model=self._skeleton, rungs=[epochs], until=None, weights=start, state=state, keep=kept)
+            if self._done("teach", [(TRAIN, asdict(job))]) is None:
+                return
+        if (told := self._meet(kept)) is not None:
+            self._settle(kept, told, "the teacher was trained here, without the held-out part")
+
+    def _epochs(self, start: str | None) -> int | None:
+        """How long the teacher is trained: by what one epoch costs, so that it takes no more than its share of the budget."""
+        if (known := self._store.fact("teacher_epochs")) is not None:
+            return int(known)
+        budget = self._ledger.budget
+        if budget.kind == "trials":
+            epochs = min(TEACHER_EPOCHS, TIMES_A_TRIAL * self._config.epochs)
+        else:
+            job = replace(self._train, model=self._skeleton, rungs=[1], until=None, weights=start)
+            told = self._done("teach", [(TRAIN, asdict(job))])
+            if told is None:
+                return None
+            epochs = int(max(1, min(TEACHER_EPOCHS, TEACH_SHARE * budget.amount / told[0]["seconds"])))
+        self._store.put_fact("teacher_epochs", epochs)
+        share = f", within {TEACH_SHARE:.0%} of the budget" if budget.kind != "trials" else ""
+        self._say(f"the teacher, {self._space.skeleton.name}, is trained for {epochs} epochs{share}")
+        return epochs
+
+    def _meet(self, path: str) -> dict[str, Any]:
+        told = self._done("teach", [(MEET, asdict(self._teacher_job(path)))])
+        return {} if told is None else told[0]
+
+    def _settle(self, path: str, told: Mapping[str, Any], words: str) -> None:
+        if "digest" in told:
+            self._store.put_fact("teacher", {"path": path, "digest": told["digest"], "map": told["map"], "words": words})
+            self._say(f"{words}; mAP50-95 {told['map']:.3f} on the held-out part")
+
+    def _imitate(self) -> None:
+        """Groups of alternatives, every slot in turn, until all have learned or their share of the budget is used."""
+        library, wanted = self.library, list(in_turn(self._space))
+        todo = library.missing(wanted)
+        self._say(
+            f"library: {len(wanted) - len(todo):,} of {len(wanted):,} alternatives have learned already ({library.folder.name})"
+        )
+        jobs = [
+            (IMITATE, asdict(ImitateJob(**self.job(), alternatives=[a.plain() for a in group], library=str(library.folder))))
+            for group in (todo[begin : begin + GROUP] for begin in range(0, len(todo), GROUP))
+        ]
+        self._done("imitate", jobs, enough=self._imitated_enough)
+        learned = [entry for a in wanted if (entry := library.get(a)) is not None]
+        for entry in learned:
+            if entry.dropped:
+                log.warning("layer %d: %s was dropped: %s", entry.layer, entry.row[2], entry.dropped)
+        if len(learned) < len(wanted):
+            self._say(f"{len(wanted) - len(learned):,} alternatives are left to learn when an architecture needs them")
+
+    def _imitated_enough(self) -> bool:
+        budget = self._ledger.budget
+        if budget.kind == "trials":
+            return False
+        workers = self._config.workers if budget.kind == "wall" else 1
+        return self._store.seconds("imitate") / workers >= IMITATE_SHARE * budget.amount
+
+    def _done(
+        self, phase: str, jobs: Sequence[tuple[str, Mapping[str, Any]]], enough: Callable[[], bool] = lambda: False
+    ) -> list[dict[str, Any]] | None:
+        """Run jobs side by side and return their results; None where somebody asked to stop. Lost ones are tried again.
+
+        Args:
+            enough: whether no more of them need to start.
+        """
+        left = [(kind, payload, 1) for kind, payload in jobs]
+        running: dict[str, tuple[str, Mapping[str, Any], int]] = {}
+        results: list[dict[str, Any]] = []
+        while left or running:
+            while left and self._executor.free > 0 and not self._stopping() and not enough():
+                job = left.pop(0)
+                attempt = Attempt(f"{phase}{next(self._keys)}", job[0], job[1], derive(self._config.seed, 0, phase))
+                running[attempt.key] = job
+                self._executor.start(attempt)
+            if not running:
+                break
+            self._wait(phase)
+            if self._ledger.exhausted(()):
+                for key in running:
+                    self._charge(phase, key, self._executor.stop(key))
+                raise StoppedError(
+                    f"the budget ended in the phase '{phase}'", "give more with --resume RUN --add-budget, or --from-scratch"
+                )
+            for event in self._executor.poll(POLL_SECONDS):
+                if event.key not in running:
+                    continue
+                self._charge(phase, event.key, event.seconds)
+                if isinstance(event, Progress):
+                    continue
+                kind, payload, count = running.pop(event.key)
+                if isinstance(event, Lost) and count < TRIES:
+                    log.warning("%s: lost (%s): tried again", phase, event.reason)
+                    left.insert(0, (kind, payload, count + 1))
+                else:
+                    results.append(self._result(phase, event))
+        return None if self._stopping() else results
+
+    def _result(self, phase: str, event: Event) -> dict[str, Any]:
+        if not isinstance(event, Result):
+            reason = getattr(event, "reason", "")
+            raise StoppedError(f"the phase '{phase}' failed: {reason}", f"see {self._folder / 'workers'}")
+        if "fault" in event.data:
+            raise StartError(event.data["fault"], event.data["cure"])
+        return dict(event.data)
+
+    def _charge(self, phase: str, key: str, seconds: float) -> None:
+        """What an attempt has used since the last time."""
+        self._store.add_seconds(**{phase: max(0.0, seconds - self._charged.get(key, 0.0))})
+        self._charged[key] = seconds
+
+
+def in_turn(space: SearchSpace) -> Iterator[Alternative]:
+    """All alternatives of a space: of each slot the first of every block, then the second ones, and so on."""
+    queues: list[list[Alternative]] = []
+    for options in alternatives_of(space).values():
+        by_block: dict[str, list[Alternative]] = {}
+        for alternative in options.values():
+            if alternative is not None:
+                by_block.setdefault(alternative.module, []).append(alternative)
+        queues += by_block.values()
+    seen: set[str] = set()
+    for rank in itertools.zip_longest(*queues):
+        for alternative in rank:
+            if alternative is not None and alternative.key not in seen:
+                seen.add(alternative.key)
+                yield alternative
+
+
+class AssembledJobs:
+    """Trainings of a search by imitation: rung 0 is the assembled network as it is, those above train it on.
+
+    Args:
+        teaching: after its `run`.
+        folders: where the state and the weights of each trial go.
+    """
+
+    def __init__(
+        self, config: RunConfig, space: SearchSpace, teaching: Teaching, train: TrainJob, folders: TrialFolders
+    ) -> None:
+        self._epochs, self._space, self._teaching, self._train, self._folders = (
+            config.rung_epochs,
+            space,
+            teaching,
+            train,
+            folders,
+        )
+
+    @property
+    def shares(self) -> Sequence[float]:
+        return [ASSEMBLED_SHARE, *[1 / FACTOR] * (len(self._epochs) - 1)]
+
+    def refusal(self, architecture: Architecture) -> str | None:
+        library = self._teaching.library
+        for placement in architecture.placements:
+            entry = library.get(alternative_of(self._space, placement))
+            if entry is not None and entry.dropped:
+                return f"{placement.slot}: {placement.block} could not learn from the teacher: {entry.dropped}"
+        return None
+
+    def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        assembled = AssembleJob(**self._teaching.job(), model=model, library=str(self._teaching.library.folder))
+        if step.rung == 0:
+            return ASSEMBLE, asdict(assembled)
+        start = self._folders.folder(step.number) / f"assembled{step.repeat}.pt"
+        weights = self._folders.weights(step.number)
+        kept = step.rung == len(self._epochs) and not weights.is_file()
+        train = replace(
+            self._train,
+            model=model,
+            weights=str(start),
+            until=self._epochs[step.rung - 1],
+            state=str(self._folders.state(step.number, step.repeat)),
+            keep=str(weights) if kept else None,
+        )
+        return TUNE, {"assemble": asdict(replace(assembled, keep=str(start))), "train": asdict(train)}
