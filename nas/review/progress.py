@@ -38,7 +38,8 @@ class Status:
     @property
     def facts(self) -> list[str]:
         """The state in a few words each."""
-        counts = ", ".join(f"{self.counts[s]} {s}" for s in ("done", "failed", "rejected", "queued") if self.counts.get(s))
+        shown = ("done", "paused", "failed", "rejected", "queued")
+        counts = ", ".join(f"{self.counts[s]} {s}" for s in shown if self.counts.get(s))
         facts = [self.phase, counts or "no trial yet", f"{self.share:.0%} of {self.budget}", duration(self.wall_seconds)]
         if self.baseline:
             facts.append(f"baseline mAP {self.baseline[0]:.3f} at {self.baseline[1]:.2f} ms")

@@ -1,0 +1,87 @@
+"""A real search by imitation from the command line, killed while the teacher is trained and while blocks learn."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ultralytics import YOLO
+
+CLI = [sys.executable, "-c", "from nas.cli import main; main()"]
+SPACE = """
+skeleton: yolo11n.yaml
+slots:
+  backbone.P4: {block: [keep, repvit, riformer], width: [0.5, 1.0]}
+  backbone.P5: {block: [keep, irmb]}
+"""
+SEARCH = ["search", "--space", "space.yaml", "--imitate", "--imgsz", "96", "--epochs", "2", "--budget", "6trials"]
+SEARCH += ["--workers", "2", "--allow-noisy"]
+
+pytestmark = pytest.mark.slow
+
+
+def killed_in(home: Path, phase: str, *arguments: str) -> str:
+    """Start a session and kill -9 it 3 s after it has entered a phase; what it said."""
+    path = home / f"{phase}.log"
+    with path.open("w") as log:
+        search = subprocess.Popen([*CLI, *arguments], cwd=home, stdout=log, stderr=log)
+    deadline = time.monotonic() + 600
+    while f"{phase} ·" not in path.read_text() and search.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert search.poll() is None, path.read_text()
+    time.sleep(3)
+    search.send_signal(signal.SIGKILL)
+    search.wait()
+    return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    (home / "space.yaml").write_text(SPACE)
+    return home
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAS_CACHE", str(home / "cache"))
+        killed_in(home, "teach", *SEARCH)
+        said = killed_in(home, "imitate", "search", "--resume", "search")
+        assert "the teacher was trained here" in said
+        done = subprocess.run([*CLI, "search", "--resume", "search"], cwd=home, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "the teacher was trained" not in done.stderr  # once is enough
+    return home / "results" / "search"
+
+
+def test_the_front_is_made_of_trained_models(run: Path) -> None:
+    with (run / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    done = [row for row in rows if row["state"] == "done"]
+    assert len([row for row in rows if row["map"]]) == 6 and done[0]["baseline"] == "true"
+    assert all(row["rung"] == "1" for row in done)
+    front = [row for row in rows if row["front"] == "true"]
+    for row in front:
+        weights = run / "trials" / f"{int(row['trial']):04d}" / "weights.pt"
+        assert int(YOLO(weights).model.yaml["nc"]) == 8 or row["baseline"] == "true"
+        assert not weights.with_name("assembled0.pt").exists()
+    assert max(float(row["map"]) for row in front) > 0.05  # two epochs from scratch find next to nothing
+    summary = json.loads((run / "front.json").read_text())["run"]
+    assert "blocks that imitate a teacher trained here" in summary["fidelity"]
+
+
+def test_a_second_search_finds_the_library(run: Path, home: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAS_CACHE", str(home / "cache"))
+        more = ["--name", "second", "--weights", str(run / "teacher.pt"), "--confirm", "0"]
+        done = subprocess.run([*CLI, *SEARCH, *more], cwd=home, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "library: 7 of 7 alternatives have learned already" in done.stderr
+    assert "has seen the held-out part if it was trained on train" in done.stderr

@@ -1,0 +1,239 @@
+"""Teach and imitate, with an executor in memory that answers at once: what is asked of workers, and what is done already."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from nas.config import Budget, RunConfig
+from nas.dataset.description import Dataset
+from nas.errors import StartError, StoppedError
+from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
+from nas.execution.imitate import ASSEMBLE, IMITATE, MEET, TUNE
+from nas.execution.work import TRAIN
+from nas.imitation.alternatives import Alternative
+from nas.imitation.library import Entry, Library, facts_of
+from nas.jobs import Step, training_job
+from nas.runs.ledger import Ledger
+from nas.runs.store import Store
+from nas.runs.trials import TrialFolders
+from nas.space.architecture import model_yaml
+from nas.space.reader import read_space
+from nas.teaching import GROUP, TRIES, AssembledJobs, Teaching, in_turn
+
+SPACE = """
+skeleton: yolo11n.yaml
+slots:
+  backbone.P4: {block: [keep, repvit, irmb], width: [0.5, 1.0], depth: [1, 2]}
+  backbone.P5: {block: [keep, repvit, riformer], width: [0.5, 1.0], depth: [1, 2]}
+  neck.topdown.P3: {block: [keep, irmb, riformer], width: [0.5, 1.0]}
+"""
+
+
+@dataclass
+class Workers:
+    """An executor whose workers take `seconds` for an epoch, and do what `fate` says instead where that is not None."""
+
+    seconds: float = 10.0
+    fate: Callable[[Attempt], object] = lambda attempt: None
+    met: dict[str, object] = field(default_factory=lambda: {"digest": "abc", "map": 0.4})
+    free: int = 2
+    lane_free: bool = True
+    started: list[Attempt] = field(default_factory=list)
+    ended: list[Event] = field(default_factory=list)
+
+    def start(self, attempt: Attempt) -> None:
+        assert json.loads(json.dumps(attempt.payload)) == attempt.payload
+        self.started.append(attempt)
+        self.free -= 1
+        self.ended += [Progress(attempt.key, {"epoch": 1, "epochs": 2}, 1.0), self._end(attempt)]
+
+    def poll(self, _timeout: float) -> list[Event]:
+        events, self.ended = self.ended, []
+        self.free += sum(not isinstance(event, Progress) for event in events)
+        return events
+
+    def stop(self, _key: str) -> float:
+        return 1.0
+
+    def close(self) -> None: ...
+
+    def kinds(self) -> list[str]:
+        return [attempt.kind for attempt in self.started]
+
+    def _end(self, attempt: Attempt) -> Event:
+        payload, told = attempt.payload, self.fate(attempt)
+        if isinstance(told, type):
+            return told(attempt.key, "worker died", 1.0)
+        if told is not None:
+            return Result(attempt.key, told, 1.0)
+        if attempt.kind == MEET:
+            return Result(attempt.key, self.met, 1.0)
+        if attempt.kind == TRAIN:
+            if payload["keep"]:
+                Path(payload["keep"]).write_bytes(b"trained")
+            return Result(attempt.key, {"map": 0.4, "seconds": self.seconds}, self.seconds * payload["rungs"][-1])
+        assert attempt.kind == IMITATE
+        for plain in payload["alternatives"]:
+            learn(Library(Path(payload["library"])), Alternative.of(plain))
+        return Result(attempt.key, {"entries": {}}, self.seconds)
+
+
+def learn(library: Library, alternative: Alternative, dropped: str = "") -> None:
+    library.folder.mkdir(parents=True, exist_ok=True)
+    facts = json.dumps(facts_of(Entry(alternative.layer, list(alternative.row), dropped=dropped, rise=0.1)))
+    save_file({"x": np.zeros(1, np.float32)}, library.path(alternative), metadata={"facts": facts})
+
+
+class Lab:
+    def __init__(self, folder: Path, **config) -> None:
+        self.folder = folder
+        (folder / "space.yaml").write_text(SPACE)
+        self.space = read_space(folder / "space.yaml")
+        self.config = RunConfig(
+            "d.yaml", "s", **{"budget": "1000gpu-s", "target": "cpu:onnxruntime", "imitate": True, **config}
+        )
+        self.dataset = Dataset(Path("d.yaml"), folder, ("a", "b"), (), (), (), "digest", (), ())
+        self.store = Store(folder, create=True)
+        self.said: list[str] = []
+        self.phases: list[str] = []
+
+    def teaching(self, workers: Workers) -> Teaching:
+        ledger = Ledger(Budget.parse(self.config.budget), self.store)
+        return Teaching(self.config, self.space, self.dataset, [], self.folder, self.store, ledger, workers, self.said.append)
+
+    def run(self, workers: Workers, stopping: Callable[[], bool] = lambda: False) -> Teaching:
+        teaching = self.teaching(workers)
+        teaching.run(self.phases.append, stopping)
+        return teaching
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
+    return lambda **config: Lab(tmp_path, **config)
+
+
+def test_a_checkpoint_of_the_data_is_the_teacher_and_everything_learns_once(lab):
+    own = lab(weights="best.pt")
+    workers = Workers()
+    teaching = own.run(workers)
+    assert workers.kinds() == [MEET, *[IMITATE] * -(-len(list(in_turn(own.space))) // GROUP)]
+    learned = Counter(Alternative.of(plain).key for a in workers.started[1:] for plain in a.payload["alternatives"])
+    assert learned == Counter({alternative.key: 1 for alternative in in_turn(own.space)})
+    assert workers.started[0].payload["teacher"] == "best.pt" and own.store.fact("teacher")["map"] == 0.4
+    assert teaching.library.missing(in_turn(own.space)) == []
+    assert own.phases[0] == "teach" and own.phases[-1] == "imitate"
+    assert own.store.seconds("teach") == 1.0 and own.store.seconds("imitate") == 10.0 * (len(workers.started) - 1)
+    again = Workers()
+    own.run(again)
+    assert again.started == []
+
+
+def test_without_a_checkpoint_the_teacher_is_trained_for_its_share(lab):
+    """300 of 1,000 s, at 10 s an epoch. The held-out part is none of its images."""
+    own = lab()
+    workers = Workers()
+    own.run(workers)
+    assert workers.kinds()[:3] == [TRAIN, TRAIN, MEET]
+    assert [a.payload["rungs"] for a in workers.started[:2]] == [[1], [30]]
+    kept = workers.started[1].payload["keep"]
+    assert workers.started[2].payload["teacher"] == kept == str(own.folder / "teacher.pt")
+    assert any("30 epochs, within 30% of the budget" in line for line in own.said)
+
+
+def test_a_checkpoint_of_other_classes_starts_the_teachers_training(lab):
+    own = lab(weights="coco.pt", budget="20trials")
+    met = iter([{"shortfall": "it knows 80 classes, the data has 2"}, {"digest": "d", "map": 0.3}])
+    workers = Workers(fate=lambda attempt: next(met) if attempt.kind == MEET else None)
+    own.run(workers)
+    assert workers.kinds()[:3] == [MEET, TRAIN, MEET]
+    assert workers.started[1].payload["weights"] == "coco.pt" and workers.started[1].payload["rungs"] == [30]
+    assert any("it knows 80 classes" in line for line in own.said)
+
+
+@pytest.mark.parametrize("died", [0, 1, 2])
+def test_what_is_done_stays_done(lab, died):
+    """The search dies while a job runs: the next one begins with that job."""
+    own = lab()
+
+    def dies(attempt: Attempt) -> None:
+        if len(workers.started) == died + 1:
+            raise KeyboardInterrupt
+
+    workers = Workers(fate=dies)
+    with pytest.raises(KeyboardInterrupt):
+        own.run(workers)
+    again = Workers()
+    own.run(again)
+    assert again.kinds()[: 3 - died] == [TRAIN, TRAIN, MEET][died:]
+    assert own.store.fact("teacher")["digest"] == "abc"
+
+
+def test_lost_workers_are_replaced(lab):
+    own = lab(weights="best.pt")
+    lost = Workers(fate=lambda a: Lost if a.kind == IMITATE and len(lost.started) <= TRIES else None)
+    own.run(lost)
+    assert lost.kinds().count(IMITATE) > TRIES - 1
+
+
+def test_work_that_fails_stops_the_search(lab):
+    with pytest.raises(StoppedError, match="'teach' failed: worker died"):
+        lab(weights="best.pt").run(Workers(fate=lambda attempt: Failed))
+
+
+def test_nobody_imitates_a_teacher_that_finds_nothing(lab):
+    own = lab(weights="best.pt")
+    workers = Workers(met={"fault": "the teacher's mAP50-95 on the held-out part is 0.001", "cure": "train it longer"})
+    with pytest.raises(StartError, match="held-out part is"):
+        own.run(workers)
+    assert workers.kinds() == [MEET]
+
+
+def test_imitation_ends_with_its_share_and_the_rest_learns_later(lab):
+    own = lab(weights="best.pt", budget="20gpu-s")
+    workers = Workers(seconds=4.0, free=1)
+    teaching = own.run(workers)
+    assert workers.kinds().count(IMITATE) == 1
+    left = len(teaching.library.missing(in_turn(own.space)))
+    assert left == len(list(in_turn(own.space))) - GROUP > 0
+    assert f"{left} alternatives are left to learn when an architecture needs them" in own.said
+
+
+def test_a_budget_that_ends_says_so(lab):
+    own = lab(budget="5gpu-s")
+    with pytest.raises(StoppedError, match="the budget ended in the phase 'teach'"):
+        own.run(Workers())
+
+
+def test_all_slots_and_blocks_come_before_their_variants(lab):
+    own = lab()
+    kinds = [(alternative.layer, alternative.module) for alternative in in_turn(own.space)]
+    assert set(kinds[: len(set(kinds))]) == set(kinds) and len(kinds) > len(set(kinds))
+
+
+def test_rung_0_is_the_assembled_network_and_training_goes_on_from_it(lab):
+    own = lab(weights="best.pt", epochs=9, rungs=2)
+    teaching = own.run(Workers())
+    train = training_job(own.config, own.dataset, [])
+    jobs = AssembledJobs(own.config, own.space, teaching, train, TrialFolders(own.folder))
+    architecture = next(own.space.neighbours(own.space.baseline))
+    model = model_yaml(own.space.skeleton, architecture, 2)
+    steps = [jobs.job(Step(3, rung), model) for rung in range(3)]
+    assert [kind for kind, _ in steps] == [ASSEMBLE, TUNE, TUNE] and len(jobs.shares) == 2
+    assert steps[0][1]["keep"] is None and steps[0][1]["library"] == str(teaching.library.folder)
+    for (_, payload), until, kept in zip(steps[1:], (3, 9), (None, own.folder / "trials/0003/weights.pt"), strict=True):
+        assert payload["train"]["weights"] == payload["assemble"]["keep"] and payload["train"]["until"] == until
+        assert payload["train"]["keep"] == (None if kept is None else str(kept))
+    assert jobs.refusal(architecture) is None
+    for alternative in in_turn(own.space):
+        learn(teaching.library, alternative, "its error is not finite")
+    assert "could not learn from the teacher: its error is not finite" in (jobs.refusal(architecture) or "")
+    assert jobs.refusal(own.space.baseline) is None
