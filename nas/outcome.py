@@ -21,6 +21,8 @@ from nas.runs.store import Entry, Store
 from nas.search.front import front_indices, hypervolume
 from nas.search.noise import hypervolume_interval, interval, pooled_deviation
 from nas.seeds import derive
+from nas.sensitivity import FILE as SENSITIVITY
+from nas.sensitivity import Sensitivity, write_sensitivity
 from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
@@ -197,12 +199,20 @@ def winner_of(records: Sequence[Record], max_latency_ms: float | None) -> Record
 
 
 def write_report(
-    folder: Path, records: Sequence[Record], summary: RunSummary, space: SearchSpace, entries: Sequence[Entry]
+    folder: Path,
+    records: Sequence[Record],
+    summary: RunSummary,
+    space: SearchSpace,
+    entries: Sequence[Entry],
+    sensitivity: Sequence[Sensitivity] = (),
 ) -> None:
-    """All result files of a run folder: trials.csv, front.csv, front.json, pareto.png, pareto.html, winner.yaml."""
+    """All result files of a run folder: trials.csv, front.csv, front.json, pareto.png, pareto.html, winner.yaml, and after
+    an imitation sensitivity.csv."""
     write_tables(folder, records, summary)
     write_png(records, summary, folder / "pareto.png")
-    write_html(records, summary, folder / "pareto.html")
+    write_html(records, summary, folder / "pareto.html", sensitivity)
+    if sensitivity:
+        write_sensitivity(sensitivity, folder / SENSITIVITY)
     winner = winner_of(records, summary.limits.ms)
     if winner is None:
         (folder / "winner.yaml").unlink(missing_ok=True)  # of an earlier, higher limit

@@ -169,6 +169,7 @@ class Teaching:
     def _imitate(self) -> None:
         """Groups of alternatives, every slot in turn, until all have learned or their share of the budget is used."""
         library, wanted = self.library, list(in_turn(self._space))
+        self._store.put_fact("library", str(library.folder))
         todo = library.missing(wanted)
         self._say(
             f"library: {len(wanted) - len(todo):,} of {len(wanted):,} alternatives have learned already ({library.folder.name})"
