@@ -143,6 +143,8 @@ class Study:
             while self._step():
                 self._save_clock()
                 self._watch(self._status())
+            if not self._stopping:
+                self._folders.settle()
         finally:
             for step in self._running.values():
                 self._store.charge(step.number, self._clock() - self._began[step.number])

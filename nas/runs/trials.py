@@ -10,11 +10,15 @@ from pathlib import Path
 from nas.runs.store import Entry
 from nas.search.front import front_indices
 
+# so much in mAP and in latency another trial must be ahead to be ahead for good
+CLEAR_MAP, CLEAR_MS = 0.03, 1.1
+
 
 class TrialFolders:
     """The folders of all trials of a run.
 
-    Weights stay of the trials on the front, and of the baseline; a trial that another one dominates loses them at once.
+    Weights stay of the trials on the front, and of the baseline. A trial that is clearly behind loses them at once, one that a
+    repeated training or measurement might yet bring to the front in the end.
 
     Args:
         run: the run folder.
@@ -24,6 +28,7 @@ class TrialFolders:
         self._run = run
         self._front: list[Entry] = []
         self._done: dict[int, Entry] = {}
+        self._near: dict[int, Entry] = {}
 
     def folder(self, number: int) -> Path:
         """Where a trial's files are; it may not exist."""
@@ -50,9 +55,24 @@ class TrialFolders:
             return
         again = entry.number in self._done
         self._done[entry.number] = entry
+        self._near.pop(entry.number, None)
         known = list(self._done.values()) if again else [*self._front, entry]
         self._front = [known[index] for index in front_indices([e.map for e in known], [_ms(e) for e in known])]
-        self._forget(e for e in known if e not in self._front and not e.architecture.is_skeleton)
+        self._near |= {e.number: e for e in known if not e.architecture.is_skeleton}
+        self._drop([e for e in self._near.values() if e not in self._front and self._is_clear(e)])
+
+    def settle(self) -> None:
+        """Nothing more is to come: weights stay of the front, and of the baseline, alone."""
+        self._drop([e for e in self._near.values() if e not in self._front])
+
+    def _is_clear(self, entry: Entry) -> bool:
+        """Whether a trial is so far behind that no second look brings it to the front."""
+        return self.dominated(entry.map + CLEAR_MAP, _ms(entry) / CLEAR_MS)
+
+    def _drop(self, entries: Sequence[Entry]) -> None:
+        self._forget(entries)
+        for entry in entries:
+            del self._near[entry.number]
 
     def dominated(self, score: float, latency_ms: float) -> bool:
         """Whether a trial that is on the front by now is as good and as fast."""
