@@ -18,6 +18,7 @@ from nas.review.table import front_of, picks_of, write_csv, write_json
 from nas.runs.folder import read_config, read_manifest
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
+from nas.runs.trials import TrialFolders
 from nas.search.front import front_indices, hypervolume
 from nas.search.noise import hypervolume_interval, interval, pooled_deviation
 from nas.seeds import derive
@@ -197,18 +198,27 @@ def winner_of(records: Sequence[Record], max_latency_ms: float | None) -> Record
 
 
 def write_report(
-    folder: Path, records: Sequence[Record], summary: RunSummary, space: SearchSpace, entries: Sequence[Entry]
+    folder: Path,
+    records: Sequence[Record],
+    summary: RunSummary,
+    space: SearchSpace,
+    entries: Sequence[Entry],
+    trials: TrialFolders,
 ) -> None:
-    """All result files of a run folder: trials.csv, front.csv, front.json, pareto.png, pareto.html, winner.yaml."""
+    """All result files of a run folder: trials.csv, front.csv, front.json, pareto.png, pareto.html, winner.yaml, and
+    winner.pt where its weights are kept."""
     write_tables(folder, records, summary)
     write_png(records, summary, folder / "pareto.png")
     write_html(records, summary, folder / "pareto.html")
     winner = winner_of(records, summary.limits.ms)
     if winner is None:
-        (folder / "winner.yaml").unlink(missing_ok=True)  # of an earlier, higher limit
+        for name in ("winner.yaml", "winner.pt"):
+            (folder / name).unlink(missing_ok=True)  # of an earlier, higher limit
         return
     architecture, nc = architecture_of(entries, winner), len(summary.classes)
     write_winner(folder / "winner.yaml", space.skeleton, architecture, nc, record=winner, summary=summary)
+    if not trials.export(winner.trial, folder / "winner.pt"):
+        (folder / "winner.pt").unlink(missing_ok=True)  # of an earlier winner
 
 
 def write_tables(folder: Path, records: Sequence[Record], summary: RunSummary) -> None:

@@ -108,7 +108,7 @@ class Run:
     def report(self) -> None:
         """Write all result files anew from the store. Raises InputError where the folder cannot be written."""
         with writing(self.folder):
-            write_report(self.folder, self.records, self.summary, self.space, self.entries)
+            write_report(self.folder, self.records, self.summary, self.space, self.entries, TrialFolders(self.folder))
 
 
 @contextlib.contextmanager
