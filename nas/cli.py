@@ -161,8 +161,11 @@ def search(ctx: click.Context, /, **options: Any) -> None:
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @click.option("--target", help="Of another device or runtime: what was trained is priced there, nothing is trained.")
 @click.option("--max-latency", metavar="TIME", help="With --target: the limit there.  [default: the run's]")
+@click.option("--sensitivity", is_flag=True, help="After a search with --imitate: what each block costs in each slot.")
 @_blocks
-def front(run: str | None, form: str, target: str | None, max_latency: str | None, blocks: tuple[str, ...]) -> None:
+def front(
+    run: str | None, form: str, target: str | None, max_latency: str | None, sensitivity: bool, blocks: tuple[str, ...]
+) -> None:
     """Show the front of RUN (the latest run where none is named) and write its files anew.
 
     With --target the front is that of another target, and its files go to RUN/targets; the run's own stay as they are.
@@ -180,7 +183,13 @@ def front(run: str | None, form: str, target: str | None, max_latency: str | Non
         found.report()
     except InputError as error:  # somebody else's run can still be looked at
         click.echo(f"note: {error.message}; showing what is known", err=True)
-    if form == "table":
+    if sensitivity:
+        from nas.review.heat import heat_table  # noqa: PLC0415
+
+        if not found.sensitivity:
+            raise InputError(f"{found.folder} has no library of imitated blocks", "search with --imitate")
+        _print(heat_table(found.sensitivity))
+    elif form == "table":
         _show(found)
     else:
         click.echo((found.folder / f"front.{form}").read_text(encoding="utf-8"), nl=False)

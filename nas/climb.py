@@ -24,7 +24,7 @@ class Climb:
         self._store, self._shares, self._confirm = store, shares, confirm
         self._rungs = len(shares) + 1
         self._climbers: dict[int, Climber] = {}
-        self._changed = False
+        self._changed = self._final = False
         self._unconfirmed: set[int] = set()
 
     def note(self, entry: Entry, *, feasible: bool) -> None:
@@ -38,16 +38,18 @@ class Climb:
         """A member of the front cannot be trained with another seed."""
         self._unconfirmed.add(number)
 
-    def promotion(self) -> Step | None:
-        """The trial that is to go on now, and to which rung. The baseline goes all the way at once."""
+    def promotion(self, *, final: bool = False) -> Step | None:
+        """The trial that is to go on now, and to which rung; `final` where nothing more will be proposed. The baseline goes all
+        the way at once."""
         if self._rungs == 1 or not len(self._store):
             return None
         baseline = self._store[0]
         if baseline.state == "paused":
             return Step(0, len(baseline.results))
-        if not self._changed:
+        if not self._changed and final == self._final:
             return None
-        found = promotion(list(self._climbers.values()), self._shares)
+        self._final = final
+        found = promotion(list(self._climbers.values()), self._shares, final=final)
         self._changed = found is not None
         return None if found is None else Step(found.number, found.rung)
 

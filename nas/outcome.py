@@ -22,6 +22,8 @@ from nas.runs.trials import TrialFolders
 from nas.search.front import front_indices, hypervolume
 from nas.search.noise import hypervolume_interval, interval, pooled_deviation
 from nas.seeds import derive
+from nas.sensitivity import FILE as SENSITIVITY
+from nas.sensitivity import Sensitivity, write_sensitivity
 from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
@@ -204,12 +206,15 @@ def write_report(
     space: SearchSpace,
     entries: Sequence[Entry],
     trials: TrialFolders,
+    sensitivity: Sequence[Sensitivity] = (),
 ) -> None:
-    """All result files of a run folder: trials.csv, front.csv, front.json, pareto.png, pareto.html, winner.yaml, and
-    winner.pt where its weights are kept."""
+    """All result files of a run folder: trials.csv, front.csv, front.json, pareto.png, pareto.html, winner.yaml, winner.pt
+    where its weights are kept, and after an imitation sensitivity.csv."""
     write_tables(folder, records, summary)
     write_png(records, summary, folder / "pareto.png")
-    write_html(records, summary, folder / "pareto.html")
+    write_html(records, summary, folder / "pareto.html", sensitivity)
+    if sensitivity:
+        write_sensitivity(sensitivity, folder / SENSITIVITY)
     winner = winner_of(records, summary.limits.ms)
     if winner is None:
         for name in ("winner.yaml", "winner.pt"):

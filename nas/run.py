@@ -12,6 +12,7 @@ from nas.blocks.register import register
 from nas.config import Budget, RunConfig
 from nas.errors import InputError
 from nas.export import write_winner
+from nas.imitation.library import Library
 from nas.outcome import architecture_of, records_of, summary_of, write_report
 from nas.review.record import Record, RunSummary
 from nas.review.table import front_of, picks_of
@@ -19,6 +20,7 @@ from nas.runs import folder as folders
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
 from nas.runs.trials import TrialFolders
+from nas.sensitivity import Sensitivity, sensitivity_of
 from nas.space.reader import read_space
 from nas.space.search_space import SearchSpace
 
@@ -105,10 +107,17 @@ class Run:
             weights = path.with_suffix(".pt")
             return [path, weights] if TrialFolders(self.folder).export(record.trial, weights) else [path]
 
+    @cached_property
+    def sensitivity(self) -> list[Sensitivity]:
+        """Of every option of every slot that has imitated the run's teacher; empty where none has."""
+        library = self.store.fact("library")
+        return [] if library is None else sensitivity_of(self.space, Library(Path(library)), self.entries)
+
     def report(self) -> None:
         """Write all result files anew from the store. Raises InputError where the folder cannot be written."""
         with writing(self.folder):
-            write_report(self.folder, self.records, self.summary, self.space, self.entries, TrialFolders(self.folder))
+            trials = TrialFolders(self.folder)
+            write_report(self.folder, self.records, self.summary, self.space, self.entries, trials, self.sensitivity)
 
 
 @contextlib.contextmanager

@@ -290,7 +290,7 @@ class Study:
         """What to train now: what is promoted, what waits, and when nothing more is proposed, what is to be confirmed."""
         if self._stopping:
             return None
-        step = self._climb.promotion()
+        step = self._climb.promotion(final=self._explored)
         if step is not None and self._fits(step):
             self._store.promote(step.number)
             self._climb.promoted(step.number)

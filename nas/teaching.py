@@ -175,6 +175,7 @@ class Teaching:
     def _imitate(self) -> None:
         """Groups of alternatives, every slot in turn, until all have learned or their share of the budget is used."""
         library, wanted = self.library, list(in_turn(self._space))
+        self._store.put_fact("library", str(library.folder))
         failed = self._store.fact("dropped") or {}
         todo = [each for each in library.missing(wanted) if each.key not in failed]
         self._say(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def test_the_front_is_made_of_trained_models(run: Path) -> None:
         weights = run / "trials" / f"{int(row['trial']):04d}" / "weights.pt"
         assert int(YOLO(weights).model.yaml["nc"]) == 8 or row["baseline"] == "true"
         assert not weights.with_name("assembled0.pt").exists()
-    assert max(float(row["map"]) for row in front) > 0.05  # two epochs from scratch find next to nothing
+    assert len(done) > 1 and max(float(row["map"]) for row in front) > 0.05  # two epochs from scratch find next to nothing
     summary = json.loads((run / "front.json").read_text())["run"]
     assert "blocks that imitate a teacher trained here" in summary["fidelity"]
 
@@ -83,5 +84,5 @@ def test_a_second_search_finds_the_library(run: Path, home: Path) -> None:
         more = ["--name", "second", "--weights", str(run / "teacher.pt"), "--confirm", "0"]
         done = subprocess.run([*CLI, *SEARCH, *more], cwd=home, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert "library: 7 of 7 alternatives have learned already" in done.stderr
+    assert re.search(r"library: (\d+) of \1 alternatives have learned already", done.stderr)
     assert "has seen the held-out part if it was trained on train" in done.stderr

@@ -36,7 +36,8 @@ ARROWS = {
         "dataset",
         "cache",
     },
-    "run": {"outcome", "export", "review", "runs"},
+    "sensitivity": {"imitation", "latency", "runs"},
+    "run": {"sensitivity", "imitation", "outcome", "export", "review", "runs"},
     "session": {
         "devices",
         "jobs",
@@ -59,7 +60,7 @@ ARROWS = {
     "jobs": {"execution", "runs", "search", "dataset", "hardware", "cache"},
     "teaching": {"jobs", "execution", "imitation", "runs", "search", "pricing", "dataset", "cache"},
     "pricing": {"execution", "latency"},
-    "outcome": {"export", "review", "runs", "search"},
+    "outcome": {"sensitivity", "export", "review", "runs", "search"},
     "execution": {"blocks", "training", "imitation", "latency", "yolo", "dataset"},
     "runs": {"search"},
     "review": {"search"},

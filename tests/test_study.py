@@ -35,6 +35,7 @@ from nas.runs.folder import write_config, write_manifest
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.runs.trials import TrialFolders
+from nas.search.front import front_indices
 from nas.space.architecture import model_yaml
 from nas.space.reader import read_space
 from nas.study import MAX_ATTEMPTS, SAME_FAILURES, Study
@@ -695,7 +696,7 @@ def test_the_report_of_a_run(make_lab, limit):
     write_manifest(lab.folder, "digest", ["a", "b", "c"], {})
     summary = summary_of(lab.folder, config, lab.space.skeleton, lab.store, Ledger(Budget.parse("8trials"), lab.store))
     assert summary.counts["done"] == 8
-    write_report(lab.folder, records, summary, lab.space, entries)
+    write_report(lab.folder, records, summary, lab.space, entries, TrialFolders(lab.folder))
     for name in ("trials.csv", "front.csv", "front.json", "pareto.png", "pareto.html", "winner.yaml"):
         assert (lab.folder / name).stat().st_size > 100
     assert len((lab.folder / "trials.csv").read_text().splitlines()) == 1 + len(entries)
@@ -850,6 +851,15 @@ def test_trials_climb_the_rungs_and_the_front_is_of_those_at_the_top(make_lab, w
     assert {r.rung for r in records if r.state == "paused"} <= {0, 1}
     values = {t.number: t.values[0] for t in lab.optuna() if t.values}
     assert values == {e.number: e.map for e in ranked}
+
+
+def test_few_trials_are_promoted_in_the_end(make_lab):
+    """Fewer than a stratum: those on the front of their rung get to the top."""
+    lab = make_lab(WIDE, epochs=9, rungs=2, budget="5trials")
+    lab.run(lab.executor())
+    ranked = [e for e in lab.store.entries if e.results]
+    front = {ranked[i].number for i in front_indices([e.results[0]["map"] for e in ranked], [e.price["ms"] for e in ranked])}
+    assert {e.number for e in ranked if e.state == "done"} == front | {0} and len(ranked) == 5
 
 
 def test_a_search_on_rungs_that_is_killed_ends_alike(make_lab):

@@ -19,6 +19,7 @@ from string import Template
 from typing import Any
 
 from nas.files import write_whole
+from nas.review.heat import Cell, heat_map
 from nas.review.picture import BASELINE, FRONT, LIMIT, TRIAL, Span, latency_span, log_ticks, map_range
 from nas.review.record import Record, RunSummary, baseline_of, duration, printable, standing
 from nas.review.table import HEADINGS, LEGEND, front_of, lines_of, picks_of
@@ -26,8 +27,8 @@ from nas.review.table import HEADINGS, LEGEND, front_of, lines_of, picks_of
 MOST_POINTS = 4000  # of one kind drawn: an SVG point costs a browser about as much as a paragraph
 
 
-def write_html(records: Sequence[Record], summary: RunSummary, path: Path) -> None:
-    """Write the page, the file whole or not at all.
+def write_html(records: Sequence[Record], summary: RunSummary, path: Path, sensitivity: Sequence[Cell] = ()) -> None:
+    """Write the page, the file whole or not at all; with a heat map where the `sensitivity` of slots is known.
 
     Raises:
         OSError: the file cannot be written.
@@ -47,6 +48,7 @@ def write_html(records: Sequence[Record], summary: RunSummary, path: Path) -> No
         note=_show(note),
         front=_front_table(records, summary),
         legend=_show(f"{LEGEND} Spread: how far the third-lowest p50 of the measured blocks lies above the lowest."),
+        heat=heat_map(sensitivity, _show),
         run=_run_list(summary),
         figure=_data(figure),
         plotly=scripts[0],
@@ -354,6 +356,7 @@ _PAGE = Template("""<!doctype html>
 <h2>The front</h2>
 <div class="wide"><table>$front</table></div>
 <p class="faint">$legend</p>
+<div class="wide">$heat</div>
 <h2>The run</h2>
 <dl>$run</dl>
 </main>

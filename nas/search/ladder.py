@@ -44,15 +44,16 @@ class Promotion:
     rung: int
 
 
-def promotion(climbers: Sequence[Climber], shares: Sequence[float]) -> Promotion | None:
+def promotion(climbers: Sequence[Climber], shares: Sequence[float], *, final: bool = False) -> Promotion | None:
     """The promotion that is due, of the highest rung first, there the one farthest ahead of its stratum; None if none is.
 
     Args:
         shares: of a stratum that goes on from each rung but the highest, as long as it ranks well.
+        final: no more will come, so few are enough.
     """
     for rung in reversed(range(len(shares))):
         passed = sorted((c for c in climbers if len(c.scores) > rung), key=lambda c: (c.ms, c.number))
-        if len(passed) < STRATUM:
+        if len(passed) < STRATUM and not (final and passed):
             continue
         share = share_of(tau_of(climbers, rung), shares[rung])
         scores = np.array([c.scores[rung] for c in passed])
@@ -62,7 +63,7 @@ def promotion(climbers: Sequence[Climber], shares: Sequence[float]) -> Promotion
             if climber.rests and len(climber.scores) == rung + 1:
                 stratum = scores[_stratum(place, len(passed))]
                 better = int(np.sum(stratum > climber.scores[rung]))
-                if on_front[place] or better < math.floor(share * STRATUM + 1e-9):
+                if on_front[place] or better < math.floor(share * len(stratum) + 1e-9):
                     insort(ahead, (better, float(np.median(stratum)) - climber.scores[rung], climber.number))
         if ahead:
             return Promotion(ahead[0][2], rung + 1)
@@ -71,7 +72,7 @@ def promotion(climbers: Sequence[Climber], shares: Sequence[float]) -> Promotion
 
 def _stratum(place: int, of: int) -> slice:
     """The nearest neighbours in the order of latency, the trial itself among them."""
-    first = min(max(0, place - STRATUM // 2), of - STRATUM)
+    first = max(0, min(place - STRATUM // 2, of - STRATUM))
     return slice(first, first + STRATUM)
 
 
