@@ -207,6 +207,24 @@ def export(run: str | None, pick: str) -> None:
         click.echo(path)
 
 
+@cli.command()
+@click.argument("run", required=False)
+@click.option("--pick", help="knee, fastest, best, an architecture id or a trial number.  [default: the winner]")
+@click.option("--epochs", type=int, default=100, show_default=True, help="Of Ultralytics' trainer.")
+@click.option("--random-init", is_flag=True, help="Begin with drawn weights, not with those that the run kept.")
+@click.option("--device", help="As Ultralytics takes it: cpu, 0, 0,1.")
+@_blocks
+def train(run: str | None, **options: Any) -> None:
+    """Train an architecture of RUN in full, through Ultralytics' trainer, on from the weights that the search has given it.
+
+    At the end stand its mAP on val and its latency, and the baseline's.
+    """
+    from nas.finish import finish  # noqa: PLC0415
+
+    for line in finish(run, **options).lines:
+        click.echo(line)
+
+
 @cli.group(cls=_LatencyGroup)
 def latency() -> None:
     """Measure the latency of a model: `nas latency yolo11n.yaml`, `nas latency RUN --pick knee`."""

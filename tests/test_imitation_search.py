@@ -86,3 +86,22 @@ def test_a_second_search_finds_the_library(run: Path, home: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"library: (\d+) of \1 alternatives have learned already", done.stderr)
     assert "has seen the held-out part if it was trained on train" in done.stderr
+
+
+def test_what_blocks_cost_is_told_slot_by_slot(run: Path, home: Path) -> None:
+    shown = subprocess.run([*CLI, "front", "search", "--sensitivity"], cwd=home, capture_output=True, text=True, check=True)
+    assert "backbone.P4" in shown.stdout and "loss rises by" in shown.stdout
+    with (run / "sensitivity.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["slot"] for row in rows} == {"backbone.P4", "backbone.P5"}
+    assert all(float(row["rise_low"]) <= float(row["rise"]) <= float(row["rise_high"]) for row in rows if row["rise"])
+    assert "<h2>Sensitivity</h2>" in (run / "pareto.html").read_text()
+
+
+def test_the_winner_is_trained_on(run: Path, home: Path) -> None:
+    done = subprocess.run([*CLI, "train", "search", "--epochs", "1"], cwd=home, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    trained, baseline, weights = done.stdout.splitlines()[-3:]
+    assert re.search(r"mAP50-95 0\.\d+ on val, [\d.]+ ms, after 1 epochs from \w+\.pt", trained)
+    assert baseline.startswith("baseline: mAP50-95 0.") and baseline.endswith("the teacher of the search")
+    assert YOLO(weights.removeprefix("weights: ")).model is not None

@@ -17,11 +17,12 @@ FILES = sorted((ROOT / "nas").rglob("*.py"))
 COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits"}
 ARROWS = {
     "nas": {"api", "blocks"},
-    "cli": {"api", "blocks", "quote", "review", "runs", "yolo"},
+    "cli": {"api", "blocks", "finish", "quote", "review", "runs", "yolo"},
     "api": {"blocks", "run", "reprice", "session", "dry_run", "devices", "latency", "review", "runs", "dataset", "hardware"},
     "reprice": {"advice", "run", "outcome", "execution", "latency", "review", "runs", "hardware", "cache"},
     "devices": {"advice", "execution", "latency", "runs"},
     "advice": {"latency", "review", "runs", "search"},
+    "finish": {"blocks", "dataset", "outcome", "review", "run", "runs", "yolo"},
     "quote": {"blocks", "execution", "latency", "outcome", "run", "runs"},
     "dry_run": {
         "climb",
