@@ -345,7 +345,7 @@ def _show_repriced(repriced: Repriced, form: str) -> None:
         if repriced.suggestions.found:
             _print(suggested_table(repriced.suggestions.found, repriced.skeleton))
         click.echo(str(repriced.suggestions))
-    for name in ("pareto.html", "pareto.png", "front.csv", "suggested.csv", "winner.yaml"):
+    for name in ("pareto.html", "pareto.png", "front.csv", "suggested.csv", "winner.yaml", "winner.pt"):
         if (repriced.folder / name).is_file():
             click.echo(f"  {repriced.folder / name}")
 
@@ -360,7 +360,7 @@ def _show(run: Run) -> None:
     click.echo(f"{summary.tally} in {took}; stopped: {summary.stopped_because}")
     if summary.predictions:
         click.echo(f"predicted latencies (~) are {summary.predictions}")
-    for name in ("pareto.html", "pareto.png", "front.csv", "winner.yaml"):
+    for name in ("pareto.html", "pareto.png", "front.csv", "winner.yaml", "winner.pt"):
         if (run.folder / name).is_file():
             click.echo(f"  {run.folder / name}")
 

@@ -18,6 +18,7 @@ from nas.review.table import front_of, picks_of, write_csv, write_json
 from nas.runs.folder import read_config, read_manifest
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
+from nas.runs.trials import TrialFolders
 from nas.search.front import front_indices, hypervolume
 from nas.search.noise import hypervolume_interval, interval, pooled_deviation
 from nas.seeds import derive
@@ -204,10 +205,11 @@ def write_report(
     summary: RunSummary,
     space: SearchSpace,
     entries: Sequence[Entry],
+    trials: TrialFolders,
     sensitivity: Sequence[Sensitivity] = (),
 ) -> None:
-    """All result files of a run folder: trials.csv, front.csv, front.json, pareto.png, pareto.html, winner.yaml, and after
-    an imitation sensitivity.csv."""
+    """All result files of a run folder: trials.csv, front.csv, front.json, pareto.png, pareto.html, winner.yaml, winner.pt
+    where its weights are kept, and after an imitation sensitivity.csv."""
     write_tables(folder, records, summary)
     write_png(records, summary, folder / "pareto.png")
     write_html(records, summary, folder / "pareto.html", sensitivity)
@@ -215,10 +217,13 @@ def write_report(
         write_sensitivity(sensitivity, folder / SENSITIVITY)
     winner = winner_of(records, summary.limits.ms)
     if winner is None:
-        (folder / "winner.yaml").unlink(missing_ok=True)  # of an earlier, higher limit
+        for name in ("winner.yaml", "winner.pt"):
+            (folder / name).unlink(missing_ok=True)  # of an earlier, higher limit
         return
     architecture, nc = architecture_of(entries, winner), len(summary.classes)
     write_winner(folder / "winner.yaml", space.skeleton, architecture, nc, record=winner, summary=summary)
+    if not trials.export(winner.trial, folder / "winner.pt"):
+        (folder / "winner.pt").unlink(missing_ok=True)  # of an earlier winner
 
 
 def write_tables(folder: Path, records: Sequence[Record], summary: RunSummary) -> None:

@@ -29,6 +29,7 @@ from nas.review.suggested import write_suggested
 from nas.run import Run, writing
 from nas.runs import folder as folders
 from nas.runs.store import Entry
+from nas.runs.trials import TrialFolders
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.skeleton import Skeleton
 
@@ -93,7 +94,7 @@ def reprice(run: Run, target: Target, limits: Limits, say: Callable[[str], None]
         suggestions = worth_training(run.space, [*entries, *others], limits, prices.prices, run.config.imgsz, run.config.seed)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_report(folder, records, summary, run.space, entries)
+        write_report(folder, records, summary, run.space, entries, TrialFolders(run.folder))
         write_suggested(suggestions.found if suggestions else (), run.space.skeleton, folder / "suggested.csv")
     return Repriced(folder, run.space.skeleton, records, summary, suggestions, tuple(notes))
 

@@ -116,7 +116,8 @@ class Run:
     def report(self) -> None:
         """Write all result files anew from the store. Raises InputError where the folder cannot be written."""
         with writing(self.folder):
-            write_report(self.folder, self.records, self.summary, self.space, self.entries, self.sensitivity)
+            trials = TrialFolders(self.folder)
+            write_report(self.folder, self.records, self.summary, self.space, self.entries, trials, self.sensitivity)
 
 
 @contextlib.contextmanager

@@ -103,7 +103,8 @@ class Teaching:
 
     def job(self) -> dict[str, Any]:
         """The fields of a `TeacherJob`, once there is a teacher."""
-        return asdict(self._teacher_job(self._store.fact("teacher")["path"]))
+        path = self._store.fact("teacher")["path"]
+        return asdict(self._teacher_job(path or str(self._folder / "teacher.pt")))
 
     @property
     def _skeleton(self) -> dict[str, Any]:
@@ -136,8 +137,12 @@ class Teaching:
             job = replace(self._train, model=self._skeleton, rungs=[epochs], until=None, weights=start, state=state, keep=kept)
             if self._done("teach", [(TRAIN, asdict(job))]) is None:
                 return
-        if (told := self._meet(kept)) is not None:
-            self._settle(kept, told, "the teacher was trained here, without the held-out part")
+        try:
+            told = self._meet(kept)
+        except StartError as error:  # no start failed: what was trained stays in the run folder
+            raise StoppedError(error.message, error.hint) from error
+        if told is not None:
+            self._settle(None, told, "the teacher was trained here, without the held-out part")
 
     def _epochs(self, start: str | None) -> int | None:
         """How long the teacher is trained: by what one epoch costs, so that it takes no more than its share of the budget."""
@@ -161,7 +166,8 @@ class Teaching:
         told = self._done("teach", [(MEET, asdict(self._teacher_job(path)))])
         return {} if told is None else told[0]
 
-    def _settle(self, path: str, told: Mapping[str, Any], words: str) -> None:
+    def _settle(self, path: str | None, told: Mapping[str, Any], words: str) -> None:
+        """Keep who the teacher is; without a path it is this run's own, wherever its folder is by then."""
         if "digest" in told:
             self._store.put_fact("teacher", {"path": path, "digest": told["digest"], "map": told["map"], "words": words})
             self._say(f"{words}; mAP50-95 {told['map']:.3f} on the held-out part")
@@ -170,7 +176,8 @@ class Teaching:
         """Groups of alternatives, every slot in turn, until all have learned or their share of the budget is used."""
         library, wanted = self.library, list(in_turn(self._space))
         self._store.put_fact("library", str(library.folder))
-        todo = library.missing(wanted)
+        failed = self._store.fact("dropped") or {}
+        todo = [each for each in library.missing(wanted) if each.key not in failed]
         self._say(
             f"library: {len(wanted) - len(todo):,} of {len(wanted):,} alternatives have learned already ({library.folder.name})"
         )
@@ -183,8 +190,9 @@ class Teaching:
         for entry in learned:
             if entry.dropped:
                 log.warning("layer %d: %s was dropped: %s", entry.layer, entry.row[2], entry.dropped)
-        if len(learned) < len(wanted):
-            self._say(f"{len(wanted) - len(learned):,} alternatives are left to learn when an architecture needs them")
+        failed = self._store.fact("dropped") or {}
+        if later := sum(each.key not in failed for each in library.missing(wanted)):
+            self._say(f"{later:,} alternatives are left to learn when an architecture needs them")
 
     def _imitated_enough(self) -> bool:
         budget = self._ledger.budget
@@ -229,9 +237,27 @@ class Teaching:
                 if isinstance(event, Lost) and count < TRIES:
                     log.warning("%s: lost (%s): tried again", phase, event.reason)
                     left.insert(0, (kind, payload, count + 1))
+                elif kind == IMITATE and not isinstance(event, Result):
+                    left[:0] = [(kind, part, 1) for part in self._halved(payload, event.reason)]
                 else:
                     results.append(self._result(phase, event))
         return None if self._stopping() else results
+
+    def _halved(self, payload: Mapping[str, Any], reason: str) -> list[dict[str, Any]]:
+        """What is left of a group whose work failed, in two parts; an alternative that fails alone is dropped."""
+        left = self.library.missing(Alternative.of(plain) for plain in payload["alternatives"])
+        if len(left) == 1:
+            self._store.put_fact("dropped", {**(self._store.fact("dropped") or {}), left[0].key: reason})
+            log.warning("layer %d: %s was dropped: %s", left[0].layer, left[0].module, reason)
+            return []
+        log.warning("imitate: %s: %d alternatives are tried in two parts", reason, len(left))
+        parts = left[: len(left) // 2], left[len(left) // 2 :]
+        return [{**payload, "alternatives": [each.plain() for each in part]} for part in parts if part]
+
+    def dropped(self, alternative: Alternative) -> str:
+        """Why no architecture may hold an alternative; empty where it may."""
+        entry = self.library.get(alternative)
+        return entry.dropped if entry is not None else (self._store.fact("dropped") or {}).get(alternative.key, "")
 
     def _result(self, phase: str, event: Event) -> dict[str, Any]:
         if not isinstance(event, Result):
@@ -288,11 +314,9 @@ class AssembledJobs:
         return [ASSEMBLED_SHARE, *[1 / FACTOR] * (len(self._epochs) - 1)]
 
     def refusal(self, architecture: Architecture) -> str | None:
-        library = self._teaching.library
         for placement in architecture.placements:
-            entry = library.get(alternative_of(self._space, placement))
-            if entry is not None and entry.dropped:
-                return f"{placement.slot}: {placement.block} could not learn from the teacher: {entry.dropped}"
+            if reason := self._teaching.dropped(alternative_of(self._space, placement)):
+                return f"{placement.slot}: {placement.block} could not learn from the teacher: {reason}"
         return None
 
     def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -96,7 +96,7 @@ def _alive(pid: int) -> bool:
 def test_the_run_folder_is_complete(run: Path) -> None:
     for name in ("run.yaml", "space.yaml", "manifest.json", "study.db", "trials.csv", "front.csv", "front.json"):
         assert (run / name).stat().st_size > 0
-    for name in ("pareto.png", "pareto.html", "winner.yaml", "search.log"):
+    for name in ("pareto.png", "pareto.html", "winner.yaml", "winner.pt", "search.log"):
         assert (run / name).stat().st_size > 0
     assert not (run / "holder.json").exists()
     trials = (run / "trials.csv").read_text().splitlines()

@@ -696,7 +696,7 @@ def test_the_report_of_a_run(make_lab, limit):
     write_manifest(lab.folder, "digest", ["a", "b", "c"], {})
     summary = summary_of(lab.folder, config, lab.space.skeleton, lab.store, Ledger(Budget.parse("8trials"), lab.store))
     assert summary.counts["done"] == 8
-    write_report(lab.folder, records, summary, lab.space, entries)
+    write_report(lab.folder, records, summary, lab.space, entries, TrialFolders(lab.folder))
     for name in ("trials.csv", "front.csv", "front.json", "pareto.png", "pareto.html", "winner.yaml"):
         assert (lab.folder / name).stat().st_size > 100
     assert len((lab.folder / "trials.csv").read_text().splitlines()) == 1 + len(entries)

@@ -18,13 +18,13 @@ from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 from nas.execution.imitate import ASSEMBLE, IMITATE, MEET, TUNE
 from nas.execution.work import TRAIN
-from nas.imitation.alternatives import Alternative
+from nas.imitation.alternatives import Alternative, alternative_of
 from nas.imitation.library import Entry, Library, facts_of
 from nas.jobs import Step, training_job
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.runs.trials import TrialFolders
-from nas.space.architecture import model_yaml
+from nas.space.architecture import Architecture, model_yaml
 from nas.space.reader import read_space
 from nas.teaching import GROUP, TRIES, AssembledJobs, Teaching, in_turn
 
@@ -187,6 +187,38 @@ def test_lost_workers_are_replaced(lab):
 def test_work_that_fails_stops_the_search(lab):
     with pytest.raises(StoppedError, match="'teach' failed: worker died"):
         lab(weights="best.pt").run(Workers(fate=lambda attempt: Failed))
+
+
+@pytest.mark.parametrize("block", ["iRMB", "RepViT"])
+def test_an_alternative_that_fails_alone_is_dropped_and_refused(lab, block):
+    own = lab(weights="best.pt", budget="20trials")
+    name = next(a.module for a in in_turn(own.space) if a.module.lower() == block.lower())
+    bad = max((a for a in in_turn(own.space) if a.module == name), key=lambda a: a.key)
+
+    def fate(attempt: Attempt) -> object:
+        return Failed if bad.plain() in attempt.payload.get("alternatives", []) else None
+
+    workers = Workers(fate=fate)
+    teaching = own.run(workers)
+    assert teaching.library.missing(in_turn(own.space)) == [bad]
+    assert [each for each in in_turn(own.space) if teaching.dropped(each)] == [bad]
+    jobs = AssembledJobs(own.config, own.space, teaching, training_job(own.config, own.dataset, []), TrialFolders(own.folder))
+    placements = [option for choices in own.space.slots for option in choices.options if option is not None]
+    refused = [p for p in placements if jobs.refusal(Architecture(own.space.skeleton.name, (p,)))]
+    assert [alternative_of(own.space, p) for p in refused] == [bad]
+    assert "worker died" in str(jobs.refusal(Architecture(own.space.skeleton.name, (refused[0],))))
+    again = Workers()
+    own.run(again)
+    assert again.started == []
+
+
+def test_a_worthless_teacher_that_was_trained_here_is_no_failed_start(lab):
+    """A failed start would take the run folder, and the training with it."""
+    fault = {"fault": "the teacher's mAP50-95 on the held-out part is 0.001", "cure": "train it longer"}
+    own = lab()
+    with pytest.raises(StoppedError, match="held-out part is"):
+        own.run(Workers(met=fault))
+    assert (own.folder / "teacher.pt").is_file()
 
 
 def test_nobody_imitates_a_teacher_that_finds_nothing(lab):
