@@ -327,7 +327,7 @@ class Pricing:
             self._config.target if self._table is None else self._table.stand_in,
             self._config.imgsz,
             limits=asdict(Limits() if whole else self._config.limits),
-            weights=None if self._config.imitate else self._config.weights,  # a teacher has the data's classes
+            weights=self._config.weights,
             allow_noisy=self._config.allow_noisy,
             blocks=self._blocks,
             timed=asked.latency is None,

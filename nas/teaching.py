@@ -141,7 +141,9 @@ class Teaching:
             told = self._meet(kept)
         except StartError as error:  # no start failed: what was trained stays in the run folder
             raise StoppedError(error.message, error.hint) from error
-        if told is not None:
+        if "shortfall" in told:
+            raise StoppedError(f"what was trained is no teacher: {told['shortfall']}", "search with --from-scratch")
+        if told:
             self._settle(None, told, "the teacher was trained here, without the held-out part")
 
     def _epochs(self, start: str | None) -> int | None:

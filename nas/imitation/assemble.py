@@ -17,6 +17,7 @@ from nas.training.checkpoint import read_state
 from nas.yolo.build import build
 from nas.yolo.slices import is_whole, reread, reread_head
 from nas.yolo.slot import build_layer, output_channels
+from nas.yolo.weights import transfer
 
 _PASSING = ("nn.Upsample", "nn.MaxPool2d", "nn.Identity", "nn.ZeroPad2d")
 
@@ -57,7 +58,9 @@ class Assembler:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # nothing drawn stays, but where a block's stem has nothing to come from
-            model = build({**yaml, "nc": self._skeleton["nc"]}).eval()
+            model = build({**yaml, "nc": self._skeleton["nc"]})
+            transfer(model, self._teacher)  # the head has the width of the teacher's, wherever Ultralytics gives it that
+        model.eval()
         indexes: list[Tensor] = []
         unfit = []
         for layer, (row, own) in enumerate(zip(rows_of(yaml), self._rows, strict=True)):

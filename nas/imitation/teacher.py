@@ -12,7 +12,7 @@ import torch
 
 from nas.errors import InputError, StartError
 from nas.yolo.build import build
-from nas.yolo.weights import check, read_weights
+from nas.yolo.weights import check, read_weights, transfer
 
 WORTHLESS = 0.02  # mAP50-95 below which a teacher has nothing to teach
 
@@ -40,7 +40,9 @@ def read_teacher(path: Path, skeleton: Mapping[str, Any], names: Sequence[str]) 
         raise InputError(f"{path}: no teacher yet: {reason}", "train the skeleton from it first, or give its best.pt")
     with torch.random.fork_rng(devices=[]):
         model = build(dict(skeleton))
-    model.load_state_dict(read_weights(path).state_dict())
+    source = read_weights(path)
+    transfer(model, source)  # gives the head the width that it has there
+    model.load_state_dict(source.state_dict())
     return teacher_of(model)
 
 
@@ -63,8 +65,8 @@ def shortfall(path: Path, skeleton: Mapping[str, Any], names: Sequence[str]) -> 
     """
     with torch.random.fork_rng(devices=[]):
         model = build(dict(skeleton))
+    check(path, model)  # the head has the width of the checkpoint's afterwards: a training that began on COCO leaves it wider
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    check(path, model)
     source = read_weights(path)
     theirs = {name: tensor.shape for name, tensor in source.state_dict().items()}
     head = f"model.{len(model.model) - 1}."

@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from nas.errors import InputError, StartError
+from nas.imitation.assemble import Assembler
+from nas.imitation.channels import Widths
 from nas.imitation.teacher import read_teacher, refuse_worthless, shortfall, teacher_of
 from nas.space.architecture import Architecture, model_yaml, place
 from nas.space.skeleton import read_skeleton
 from nas.yolo.build import build
 from nas.yolo.checkpoints import save_checkpoint
+from nas.yolo.slot import build_layer
+from nas.yolo.weights import transfer
 
 NAMES = ("one", "two", "three")
 
@@ -42,6 +46,25 @@ def test_a_trained_skeleton_is_a_teacher(tmp_path: Path, name: str, names: tuple
     assert teacher.digest == teacher_of(expected).digest
     next(iter(expected.parameters())).data[0] += 1
     assert teacher.digest != teacher_of(expected).digest
+
+
+def test_a_training_that_began_on_many_classes_has_a_wider_head(tmp_path: Path) -> None:
+    """As Ultralytics' own trainings from COCO leave it: it is a teacher, and what is assembled has that head too."""
+    yaml = yaml_of("yolo11n.yaml")
+    begun = build(yaml)
+    transfer(begun, build(yaml_of("yolo11n.yaml", 80)))
+    wide = begun.model[-1].cv3[0][-1].in_channels
+    assert wide == 80 > build(yaml).model[-1].cv3[0][-1].in_channels
+    path = tmp_path / "best.pt"
+    save_checkpoint(begun, path, NAMES)
+    assert shortfall(path, yaml, NAMES) is None
+    teacher = read_teacher(path, yaml, NAMES)
+    widths = Widths(yaml, {6: torch.ones(128)})
+    assembler = Assembler(yaml, teacher.model, widths, lambda _: build_layer(yaml, changed["backbone"][6], 128).state_dict())
+    changed = yaml_of("yolo11n.yaml", block="repvit")
+    own = assembler.assemble(yaml).model.state_dict()
+    assert all(torch.equal(t, own[name]) for name, t in teacher.model.state_dict().items())
+    assert assembler.assemble(changed).model.model[-1].cv3[0][-1].in_channels == wide
 
 
 @pytest.mark.parametrize(
