@@ -103,7 +103,8 @@ def finish(
 def _baseline_weights(run: Run) -> tuple[Path | None, str]:
     """The best weights of the skeleton that a run has, and what they are."""
     teacher = run.store.fact("teacher")
-    if teacher is not None and Path(teacher["path"]).is_file():
-        return Path(teacher["path"]), "the teacher of the search"
+    path = None if teacher is None else Path(teacher["path"] or run.folder / "teacher.pt")
+    if path is not None and path.is_file():
+        return path, "the teacher of the search"
     kept = TrialFolders(run.folder).weights(0)
     return (kept, f"its proxy ({run.summary.fidelity})") if kept.is_file() else (None, "")

@@ -114,6 +114,7 @@ def run_session(
                         blocks=blocks,
                         table=table,
                         prepare=None if teaching is None else teaching.run,
+                        seeds=(lambda _: ()) if teaching is None else teaching.seeds,
                     )
                     with _interruptible(study):
                         store.put_fact("stopped_because", ended := study.run())

@@ -20,13 +20,13 @@ from typing import Any
 
 from nas.climb import Climb
 from nas.config import RunConfig
-from nas.errors import NasError, StartError, StoppedError
+from nas.errors import NasError, StartError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
-from nas.execution.work import UNSTABLE
+from nas.hopeless import all_fail_alike, nothing_is_learned
 from nas.jobs import Jobs, Step
 from nas.latency.cache import LatencyCache
 from nas.latency.table import TablePrices
-from nas.pricing import NOISY_HINT, POLL_SECONDS, Priced, Pricing, Unpriced
+from nas.pricing import POLL_SECONDS, Priced, Pricing, Unpriced
 from nas.proposals import Proposals
 from nas.review.progress import Status
 from nas.review.record import metric_of
@@ -37,12 +37,11 @@ from nas.search.unseen import ENUMERABLE, find_unseen
 from nas.seeds import derive
 from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
+from nas.under_way import HEARTBEAT_SECONDS, UnderWay
 
 log = logging.getLogger("nas")
 
-HEARTBEAT_SECONDS = 5.0
 MAX_ATTEMPTS = 3
-SAME_FAILURES = 8
 MISSES = 5
 MANY_MISSES = 500
 EVERYTHING_TRIED = "every architecture of the space was tried"
@@ -69,6 +68,7 @@ class Study:
         table: the latencies of a target that is another device's.
         prepare: what is done between probing and exploring; given a function to be called with a phase at least twice a
             second, and one that says whether somebody asked to stop.
+        seeds: what to propose first, beside the baseline; None as long as too little is known of latencies.
         clock: seconds, of which only differences count.
     """
 
@@ -88,6 +88,7 @@ class Study:
         blocks: Sequence[str] = (),
         table: TablePrices | None = None,
         prepare: Callable[[Callable[[str], None], Callable[[], bool]], None] | None = None,
+        seeds: Callable[[Pricing], Sequence[Architecture] | None] = lambda _: (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._space, self._nc, self._store = config, space, nc, store
@@ -102,13 +103,12 @@ class Study:
         self._let_in: set[int] = set()
         self._proposals = Proposals(config, space, self._pricing, store, self._let_in.__contains__)
         self._queue: deque[Step] = deque()
-        self._running: dict[str, Step] = {}
-        self._began: dict[int, float] = {}
-        self._epochs: dict[int, tuple[int, int]] = {}
-        self._heartbeat: dict[int, float] = {}
+        self._running = UnderWay(clock)
         self._saved = 0.0
         self._unsure: set[int] = set()
         self._to_time_again: deque[int] = deque()
+        self._seeds, self._seeded = seeds, deque[Architecture]()
+        self._open = True  # whether seeds are yet to be asked for
         self._misses = 0
         self._keys = itertools.count()
         self._phase = "probe"
@@ -146,8 +146,8 @@ class Study:
             if not self._stopping:
                 self._folders.settle()
         finally:
-            for step in self._running.values():
-                self._store.charge(step.number, self._clock() - self._began[step.number])
+            for _, training in self._running:
+                self._store.charge(training.step.number, self._running.seconds(training))
             self._ledger.save()
             if self._pricing.error is not None:
                 self._store.put_fact("latency_error", asdict(self._pricing.error))
@@ -233,7 +233,7 @@ class Study:
             self._take(event)
         if self._hopeless:
             raise self._hopeless
-        if self._running and self._ledger.exhausted(self._elapsed()):
+        if self._running and self._ledger.exhausted(self._running.elapsed):
             self._stop_running()
         return True
 
@@ -247,8 +247,8 @@ class Study:
         """Whether one more trial fits the budget, with what is needed to confirm the front."""
         workers = self._config.workers if self._ledger.budget.kind == "wall" else 1
         reserve = self._climb.reserve(self._folders.front, self._ledger.budget.amount, workers)
-        fresh = sum(not step.rung and not step.repeat for step in self._running.values())
-        return self._ledger.fits(self._elapsed(), waiting, fresh=fresh, reserve=reserve)
+        fresh = sum(not step.rung and not step.repeat for step in self._running.steps)
+        return self._ledger.fits(self._running.elapsed, waiting, fresh=fresh, reserve=reserve)
 
     def _use_lane(self) -> None:
         """The lane is free: what needs to be measured comes first, what makes predictions better last."""
@@ -301,10 +301,10 @@ class Study:
             return self._queue.popleft()
         if not self._explored:
             return None
-        self._phase = "promote" if any(not step.repeat for step in self._running.values()) else "confirm"
+        self._phase = "promote" if any(not step.repeat for step in self._running.steps) else "confirm"
         if self._phase == "promote":
             return None
-        step = self._climb.confirmation(self._folders.front, list(self._running.values()))
+        step = self._climb.confirmation(self._folders.front, self._running.steps)
         return step if step is not None and self._fits(step) else None
 
     @property
@@ -319,14 +319,10 @@ class Study:
         if step.number == 0 and not step.repeat:
             return not self._ledger.exhausted(())
         if step.rung or step.repeat:
-            return not self._ledger.exhausted(self._elapsed()) and self._ledger.fits(
-                self._elapsed(), 0, seconds=self._climb.seconds(step)
+            return not self._ledger.exhausted(self._running.elapsed) and self._ledger.fits(
+                self._running.elapsed, 0, seconds=self._climb.seconds(step)
             )
         return self._has_room(0)
-
-    def _elapsed(self) -> list[float]:
-        now = self._clock()
-        return [now - self._began.get(step.number, now) for step in self._running.values()]
 
     def _propose(self, fixed: Architecture | None = None) -> None:
         """Ask for one architecture and have it priced; a repeat or a forbidden one is rejected at once.
@@ -334,6 +330,7 @@ class Study:
         Where the sampler finds nothing new, look for one ourselves.
         """
         number = len(self._store)
+        fixed = fixed or self._seed()
         if fixed is None and self._misses >= MISSES:
             near = [e.architecture for e in self._store.entries if e.state in {"done", "paused", "queued", "running"}]
             rng = random.Random(derive(self._config.seed, number, "fallback"))
@@ -357,6 +354,17 @@ class Study:
             self._reject(number, f"invalid: {refusal}")
             return
         self._price(number)
+
+    def _seed(self) -> Architecture | None:
+        """The next architecture that somebody wants to see first, if it is new."""
+        if self._open and (found := self._seeds(self._pricing)) is not None:
+            self._open = False
+            self._seeded.extend(found)
+        while self._seeded:
+            architecture = self._seeded.popleft()
+            if architecture.id not in self._seen:
+                return architecture
+        return None
 
     def _price(self, number: int) -> None:
         """Have a proposal priced, unless somebody asked to stop: a resumed search then draws it again."""
@@ -388,8 +396,7 @@ class Study:
                 f"trial{step.number}-{next(self._keys)}", kind, payload, derive(self._config.seed, step.number, which)
             )
             self._store.start(step.number)
-            self._running[attempt.key] = step
-            self._began[step.number] = self._clock()
+            self._running.begin(attempt.key, step)
             self._executor.start(attempt)
 
     def _take(self, event: Event) -> None:
@@ -411,22 +418,18 @@ class Study:
             reason = f"invalid: {told.reason}"
             self._reject(told.number, reason)
             self._post_mortem(told.number, told.reason, told.detail)
-            self._stop_if_all_fail_alike(reason)
+            self._hopeless = self._hopeless or all_fail_alike(self._store, reason, self._folders.folder(0).parent)
 
     def _take_training(self, event: Event) -> None:
-        step, now = self._running[event.key], self._clock()
-        number = step.number
-        self._began[number] = now - event.seconds  # the worker's own clock: it may have had to start first
+        training = self._running.hear(event)
+        step, number = training.step, training.step.number
         if isinstance(event, Progress):
             if note := event.data.get("note"):
                 log.warning("trial %d: %s", number, note)
-            self._epochs[number] = (event.data["epoch"], event.data["epochs"])
-            if now - self._heartbeat.get(number, 0.0) >= HEARTBEAT_SECONDS:
-                self._heartbeat[number] = now
+            if self._running.is_due(training):
                 self._store.charge(number, event.seconds)
             return
-        del self._running[event.key]
-        self._forget(number)
+        self._running.end(event.key)
         if isinstance(event, Result) and "fault" in event.data:
             self._store.charge(number, event.seconds, "stopped: nothing to train on")
             self._hopeless = StartError(event.data["fault"], event.data["cure"])
@@ -444,7 +447,7 @@ class Study:
         else:
             self._store.fail(number, event.seconds, event.reason)
             self._post_mortem(number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
-            self._stop_if_all_fail_alike(event.reason)
+            self._hopeless = self._hopeless or all_fail_alike(self._store, event.reason, self._folders.folder(0).parent)
         self._record()
 
     def _passed(self, step: Step, event: Result) -> None:
@@ -467,7 +470,7 @@ class Study:
             word = "done" if top else f"paused at rung {step.rung}"
             log.info("trial %d %s: %s %.4f in %.1f s", number, word, what, data["map"], event.seconds)
             if not step.rung:
-                self._stop_if_nothing_is_learned()
+                self._hopeless = self._hopeless or nothing_is_learned(self._store)
         self._compare(self._store[number])
 
     def _save_clock(self) -> None:
@@ -477,12 +480,6 @@ class Study:
             self._saved = now
             self._ledger.save()
 
-    def _forget(self, number: int) -> None:
-        """An attempt has ended: nothing of it is under way any more."""
-        self._began.pop(number, None)
-        self._epochs.pop(number, None)
-        self._heartbeat.pop(number, None)
-
     def _losses(self, number: int) -> int:
         return sum(attempt["outcome"] == "lost" for attempt in self._store[number].attempts)
 
@@ -490,24 +487,11 @@ class Study:
         log.warning("trial %d: %s", number, reason)
         self._folders.failed(number, reason, detail)
 
-    def _stop_if_all_fail_alike(self, reason: str) -> None:
-        ended = [e for e in self._store.entries if e.state in {"done", "failed"} or (e.reason or "").startswith("invalid")]
-        ended = ended[-SAME_FAILURES:]
-        if len(ended) == SAME_FAILURES and all(e.reason == reason for e in ended):
-            hint = NOISY_HINT if UNSTABLE in reason else f"see {self._folders.folder(ended[-1].number).parent}"
-            self._hopeless = StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", hint)
-
-    def _stop_if_nothing_is_learned(self) -> None:
-        if self._store.tally.ranked == SAME_FAILURES and not any(e.results and e.map for e in self._store.entries):
-            hint = "train longer or larger: raise --epochs or --imgsz; check that the labels belong to the images"
-            self._hopeless = StoppedError(f"the first {SAME_FAILURES} trials all have mAP 0: nothing can be ranked", hint)
-
     def _stop_running(self) -> None:
         """The budget is used up: what still runs ends now and stays queued, so that a larger budget can take it up."""
-        for key, step in list(self._running.items()):
-            self._store.charge(step.number, self._executor.stop(key), "stopped: budget spent")
-            del self._running[key]
-            self._forget(step.number)
+        for key, training in self._running:
+            self._store.charge(training.step.number, self._executor.stop(key), "stopped: budget spent")
+            self._running.end(key)
 
     def _architecture(self, number: int) -> Architecture:
         return self._store[number].architecture
@@ -529,9 +513,9 @@ class Study:
         return Status(
             phase=self._phase,
             counts=dict(self._store.counts),
-            running={s.number: self._epochs.get(s.number, (0, self._config.epochs)) for s in self._running.values()},
+            running={number: epochs or (0, self._config.epochs) for number, epochs in self._running.shown.items()},
             budget=self._ledger.budget.text,
-            share=min(1.0, self._ledger.used(self._elapsed()) / self._ledger.budget.amount),
+            share=min(1.0, self._ledger.used(self._running.elapsed) / self._ledger.budget.amount),
             wall_seconds=self._ledger.wall_seconds,
             baseline=_point(self._store[0]) if len(self._store) else None,
             best=_point(max(self._folders.front, key=lambda entry: entry.map, default=None)),

@@ -24,11 +24,12 @@ from nas.execution.work import TRAIN, TrainJob
 from nas.imitation.alternatives import Alternative, alternative_of, alternatives_of
 from nas.imitation.library import Library
 from nas.jobs import Step, training_job
-from nas.pricing import POLL_SECONDS
+from nas.pricing import POLL_SECONDS, Pricing
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.runs.trials import TrialFolders
 from nas.search.ladder import FACTOR
+from nas.seeding import additive_members
 from nas.seeds import derive
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.search_space import SearchSpace
@@ -100,6 +101,10 @@ class Teaching:
             self._teach()
         if self._store.fact("teacher") is not None and not stopping():
             self._imitate()
+
+    def seeds(self, pricing: Pricing) -> Sequence[Architecture] | None:
+        """Members of the additive front of the whole space, spread along it; None as long as no latency can be guessed."""
+        return additive_members(self._space, self.library, pricing, self._config.max_latency_ms, self._config.imgsz)
 
     def job(self) -> dict[str, Any]:
         """The fields of a `TeacherJob`, once there is a teacher."""

@@ -22,6 +22,7 @@ from nas.config import Budget, RunConfig
 from nas.errors import InfeasibleError, StoppedError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 from nas.execution.work import PRICE, TRAIN, UNSTABLE, TrainJob
+from nas.hopeless import SAME_FAILURES
 from nas.jobs import Step
 from nas.latency.cache import LatencyCache
 from nas.latency.table import NEAR, Measured, Table, TablePrices, near
@@ -38,7 +39,7 @@ from nas.runs.trials import TrialFolders
 from nas.search.front import front_indices
 from nas.space.architecture import model_yaml
 from nas.space.reader import read_space
-from nas.study import MAX_ATTEMPTS, SAME_FAILURES, Study
+from nas.study import MAX_ATTEMPTS, Study
 
 NC = 3
 SPACE = """

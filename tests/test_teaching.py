@@ -18,12 +18,14 @@ from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 from nas.execution.imitate import ASSEMBLE, IMITATE, MEET, TUNE
 from nas.execution.work import TRAIN
-from nas.imitation.alternatives import Alternative, alternative_of
+from nas.imitation.alternatives import Alternative, alternative_of, alternatives_of
 from nas.imitation.library import Entry, Library, facts_of
 from nas.jobs import Step, training_job
+from nas.pricing import Intervals
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.runs.trials import TrialFolders
+from nas.seeding import additive_members
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.reader import read_space
 from nas.teaching import GROUP, TRIES, AssembledJobs, Teaching, in_turn
@@ -86,9 +88,9 @@ class Workers:
         return Result(attempt.key, {"entries": {}}, self.seconds)
 
 
-def learn(library: Library, alternative: Alternative, dropped: str = "") -> None:
+def learn(library: Library, alternative: Alternative, dropped: str = "", rise: float = 0.1) -> None:
     library.folder.mkdir(parents=True, exist_ok=True)
-    facts = json.dumps(facts_of(Entry(alternative.layer, list(alternative.row), dropped=dropped, rise=0.1)))
+    facts = json.dumps(facts_of(Entry(alternative.layer, list(alternative.row), dropped=dropped, rise=rise)))
     save_file({"x": np.zeros(1, np.float32)}, library.path(alternative), metadata={"facts": facts})
 
 
@@ -269,3 +271,37 @@ def test_rung_0_is_the_assembled_network_and_training_goes_on_from_it(lab):
         learn(teaching.library, alternative, "its error is not finite")
     assert "could not learn from the teacher: its error is not finite" in (jobs.refusal(architecture) or "")
     assert jobs.refusal(own.space.baseline) is None
+
+
+class Guesses:
+    """What `Pricing.guess` says: every replaced slot saves what its width says."""
+
+    def guess(self, architectures):
+        saved = [sum(1 / p.channels + 0.001 * p.depth for p in a.placements) for a in architectures]
+        ms = 5.0 - 50 * np.array(saved)
+        return Intervals(ms, ms, ms)
+
+
+def test_a_search_begins_with_the_front_of_the_sums(lab):
+    """Of all 975 architectures those are proposed first that no other beats in both sums, over the limit none."""
+    own = lab(weights="best.pt")
+    library = own.run(Workers()).library
+    rng = np.random.default_rng(0)
+    rises = {}
+    for alternative in in_turn(own.space):
+        rises[alternative.key] = float(rng.uniform(0, 1))
+        learn(library, alternative, rise=rises[alternative.key])
+    slots = alternatives_of(own.space)
+    every = list(own.space.enumerate())
+    loss = np.array([sum(rises[slots[p.slot][p].key] for p in a.placements) for a in every])
+    ms = Guesses().guess(every).ms
+    front = {
+        every[i].id
+        for i in range(len(every))
+        if not np.any((loss <= loss[i]) & (ms <= ms[i]) & ((loss < loss[i]) | (ms < ms[i])))
+    }
+    found = additive_members(own.space, library, Guesses(), 4.0, 640)
+    near = [i for i, a in enumerate(every) if a.id in {b.id for b in found}]
+    assert 3 <= len(found) <= 16 and all(a.placements for a in found) and ms[near].max() <= 4.01
+    assert sum(a.id in front for a in found) >= 0.8 * len(found)  # the rest is within the tolerance
+    assert additive_members(own.space, library, type("Nothing", (), {"guess": lambda *_: None})(), None, 640) is None

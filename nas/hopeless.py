@@ -1,0 +1,33 @@
+"""When going on would only waste the budget: trial after trial fails alike, or nothing is learned at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nas.errors import StoppedError
+from nas.execution.work import UNSTABLE
+from nas.pricing import NOISY_HINT
+from nas.runs.store import Store
+
+SAME_FAILURES = 8
+
+
+def all_fail_alike(store: Store, reason: str, folder: Path) -> StoppedError | None:
+    """Why to stop after a failure with that reason, if the last eight trials that ended all failed with it.
+
+    Args:
+        folder: where the post-mortems lie.
+    """
+    ended = [e for e in store.entries if e.state in {"done", "failed"} or (e.reason or "").startswith("invalid")]
+    if len(ended) < SAME_FAILURES or any(entry.reason != reason for entry in ended[-SAME_FAILURES:]):
+        return None
+    hint = NOISY_HINT if UNSTABLE in reason else f"see {folder}"
+    return StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", hint)
+
+
+def nothing_is_learned(store: Store) -> StoppedError | None:
+    """Why to stop when the eighth trial has passed the lowest rung, if all of them have mAP 0."""
+    if store.tally.ranked != SAME_FAILURES or any(entry.results and entry.map for entry in store.entries):
+        return None
+    hint = "train longer or larger: raise --epochs or --imgsz; check that the labels belong to the images"
+    return StoppedError(f"the first {SAME_FAILURES} trials all have mAP 0: nothing can be ranked", hint)
