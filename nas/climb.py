@@ -24,6 +24,7 @@ class Climb:
         self._store, self._shares, self._confirm = store, shares, confirm
         self._rungs = len(shares) + 1
         self._climbers: dict[int, Climber] = {}
+        self.taus: tuple[float | None, ...] = (None,) * len(shares)  # Kendall's, between each rung and the next
         self._changed = self._final = False
         self._unconfirmed: set[int] = set()
 
@@ -33,6 +34,9 @@ class Climb:
             scores = tuple(float(result["map"]) for result in entry.results)
             self._climbers[entry.number] = Climber(entry.number, entry.price["ms"], scores, entry.state == "paused")
             self._changed = True
+            if len(entry.results) > 1:
+                known = list(self._climbers.values())
+                self.taus = tuple(tau_of(known, rung) for rung in range(self._rungs - 1))
 
     def give_up(self, number: int) -> None:
         """A member of the front cannot be trained with another seed."""
@@ -82,10 +86,6 @@ class Climb:
         missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in front)
         each = self.seconds(Step(0, self._rungs - 1, 1))
         return min(RESERVE_SHARE * budget, missing * each / workers)
-
-    def taus(self) -> list[float | None]:
-        """Kendall's tau between each rung and the next, as far as it is known."""
-        return [tau_of(list(self._climbers.values()), rung) for rung in range(self._rungs - 1)]
 
     def _typical(self, rung: int) -> float:
         known = self._store.tally.typical_seconds(rung)

@@ -198,6 +198,8 @@ def forecast(
         kept = min(RESERVE_SHARE * budget.amount, again / (config.workers if budget.kind == "wall" else 1))
         budget = replace(budget, amount=budget.amount - kept)
     bought = purchase(budget, trial, config.workers, proposal, share.likely, share.likely * space.size)
+    if config.imitate:
+        lines.append("imitation  is not reckoned with: half of the budget at most is for teacher and blocks, trials take less")
     return [*lines, *_bought(config, bought, rehearsal, proposal), _disk(room, bought, good[0][1]), _end(config, bought)]
 
 

@@ -20,6 +20,7 @@ from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
 from nas.runs.trials import TrialFolders
 from nas.search.front import front_indices, hypervolume
+from nas.search.ladder import Climber, share_of, tau_of
 from nas.search.noise import hypervolume_interval, interval, pooled_deviation
 from nas.seeds import derive
 from nas.sensitivity import FILE as SENSITIVITY
@@ -102,6 +103,7 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         metric=metric_of(skeleton),
         predictions=_predictions(store),
         weights=weights,
+        rungs=rung_words(store.entries),
     )
 
 
@@ -128,6 +130,17 @@ def _certainty(store: Store, limits: Limits, seed: int) -> dict[str, Any]:
         maps, [len(e.maps) for e in front], latencies, noise, **box, seed=derive(seed, 0, "hypervolume")
     )
     return {"noise": noise, "hypervolume": (hypervolume(maps, latencies, **box), low, high)}
+
+
+def rung_words(entries: Iterable[Entry]) -> str:
+    """How well each rung foretells the next, in a sentence each; "" where there is one rung, or too few were on two."""
+    climbers = [Climber(e.number, 1.0, tuple(float(r["map"]) for r in e.results), rests=False) for e in entries if e.results]
+    words = []
+    for rung in range(max((len(climber.scores) for climber in climbers), default=1) - 1):
+        if (tau := tau_of(climbers, rung)) is not None:
+            more = ", so more are promoted" if share_of(tau) > share_of(None) else ""
+            words.append(f"Rung {rung} ranks as rung {rung + 1} does with Kendall's tau {tau:.2f}{more}. ")
+    return "".join(words)
 
 
 def _counts(store: Store) -> dict[str, int]:
@@ -187,6 +200,7 @@ class Tables:
             device_seconds=self._ledger.device_seconds(),
             wall_seconds=self._ledger.wall_seconds,
             stopped_because=_stopped_because(self._store),
+            rungs=rung_words(self._store.entries),
         )
         write_tables(self._folder, records_of(self._store.entries, self._skeleton, summary.limits), summary)
         now = self._clock()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from optuna.samplers import BaseSampler
@@ -38,6 +39,7 @@ class Proposals:
         self._config, self._pricing, self._store, self._open_again = config, pricing, store, open_again
         self._codes = SpaceCodes(space) if config.sampler == FRONT else None
         self._front: FrontSampler | None = None
+        self._lifts: list[float] = []
 
     def sampler(self, number: int, fixed: Architecture | None = None) -> BaseSampler:
         """Of trial `number`: what it draws follows from (seed, number, what is known so far). It draws nothing where the
@@ -47,14 +49,20 @@ class Proposals:
             return make_sampler(name, self._config.seed, number)
         if self._front is None:
             candidates = SpaceCandidates(self._codes, self._latency, self._config.imgsz, self._architecture)
-            self._front = FrontSampler(candidates, self._frame(), self._config.seed)
+            self._front = FrontSampler(candidates, self._frame(), self._config.seed, accuracy=self._accuracy)
         self._front.frame = self._frame()
+        self._lifts = lifts([entry.results for entry in self._store.entries if len(entry.results) > 1])
         return self._front
 
     def _architecture(self, trial: FrozenTrial) -> Architecture | None:
         if trial.number >= len(self._store) or self._open_again(trial.number):
             return None
         return self._store[trial.number].architecture
+
+    def _accuracy(self, trial: FrozenTrial) -> float:
+        """What a trial would have at the highest rung that any has reached."""
+        entry = self._store[trial.number]
+        return min(1.0, max(0.0, entry.map + sum(self._lifts[len(entry.results) - 1 :])))
 
     def _latency(self, codes: Codes) -> tuple[Floats, Floats, Floats]:
         """Of many codes; wide intervals, or the baseline's latency for all, as long as little was measured."""
@@ -76,3 +84,15 @@ class Proposals:
         known = [float(e.price["ms"]) for e in self._store.entries if e.price and "ms" in e.price]
         fastest = min([*known, slowest / SPAN])
         return Frame(fastest, slowest, self._config.max_latency_ms, reference_error=1.0)
+
+
+def lifts(climbs: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
+    """By how much mAP rises from each rung to the next, on average over those who were on both.
+
+    Without it a trial that rests would seem worse than one that was trained longer.
+    """
+    found = []
+    for rung in range(max(map(len, climbs), default=1) - 1):
+        rises = [float(climb[rung + 1]["map"]) - float(climb[rung]["map"]) for climb in climbs if len(climb) > rung + 1]
+        found.append(sum(rises) / len(rises))
+    return found

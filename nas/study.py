@@ -518,6 +518,7 @@ class Study:
             share=min(1.0, self._ledger.used(self._running.elapsed) / self._ledger.budget.amount),
             wall_seconds=self._ledger.wall_seconds,
             baseline=_point(self._store[0]) if len(self._store) else None,
+            taus=self._climb.taus,
             best=_point(max(self._folders.front, key=lambda entry: entry.map, default=None)),
         )
 

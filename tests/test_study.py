@@ -833,10 +833,10 @@ def test_a_limit_that_a_table_puts_out_of_reach_ends_before_any_training(make_la
     assert executor.trained == []
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_trials_climb_the_rungs_and_the_front_is_of_those_at_the_top(make_lab, workers):
+@pytest.mark.parametrize(("workers", "sampler"), [(1, "random"), (4, "random"), (2, "front")])
+def test_trials_climb_the_rungs_and_the_front_is_of_those_at_the_top(make_lab, workers, sampler):
     """Far fewer get to the top than begin; nothing is trained twice to one rung; nothing waits when the search has ended."""
-    lab = make_lab(WIDE, epochs=9, rungs=3, budget="60trials", workers=workers)
+    lab = make_lab(WIDE, epochs=9, rungs=3, budget="60trials", workers=workers, sampler=sampler)
     executor = lab.executor(workers=workers)
     assert lab.run(executor) == "budget spent"
     entries = lab.store.entries
@@ -847,6 +847,7 @@ def test_trials_climb_the_rungs_and_the_front_is_of_those_at_the_top(make_lab, w
     assert len(done) < sum(len(e.results) >= 2 for e in entries) <= 35
     assert entries[0].state == "done"
     assert Counter(executor.finished) == {lab.name(e.architecture): len(e.results) for e in ranked}
+    assert "Rung 0 ranks as rung 1 does with Kendall's tau" in lab.summary().meaning
     records = lab.records()
     assert {r.trial for r in front_of(records)} <= {e.number for e in done}
     assert {r.rung for r in records if r.state == "paused"} <= {0, 1}

@@ -22,7 +22,8 @@ class Status:
     """How a search stands.
 
     `running` is trial -> (epoch, epochs); `share` of the budget that is used, 0..1; `baseline` and `best` (the best
-    within the limit) are (mAP50-95, latency in ms); `gpus_busy` is the share of time in which the GPUs work, 0..1.
+    within the limit) are (mAP50-95, latency in ms); `gpus_busy` is the share of time in which the GPUs work, 0..1; `taus` are
+    Kendall's between each rung and the next, as far as known.
     """
 
     phase: str
@@ -34,6 +35,7 @@ class Status:
     baseline: tuple[float, float] | None
     best: tuple[float, float] | None
     gpus_busy: float | None = None
+    taus: tuple[float | None, ...] = ()
 
     @property
     def facts(self) -> list[str]:
@@ -45,6 +47,8 @@ class Status:
             facts.append(f"baseline mAP {self.baseline[0]:.3f} at {self.baseline[1]:.2f} ms")
         if self.best:
             facts.append(f"best {self.best[0]:.3f} at {self.best[1]:.2f} ms")
+        if any(tau is not None for tau in self.taus):
+            facts.append("tau between rungs " + ", ".join("?" if tau is None else f"{tau:.2f}" for tau in self.taus))
         if self.gpus_busy is not None:
             facts.append(f"GPUs {self.gpus_busy:.0%} busy")
         return facts

@@ -59,9 +59,18 @@ class FrontSampler(BaseSampler):
     Args:
         frame: the latencies that count, the limit, the reference; may be replaced between two proposals.
         ceiling: the largest possible accuracy: 1 for mAP, 100 for points.
+        accuracy: of a trial with results; its first value where not given.
     """
 
-    def __init__(self, candidates: Candidates, frame: Frame, seed: int, ceiling: float = 1.0) -> None:
+    def __init__(
+        self,
+        candidates: Candidates,
+        frame: Frame,
+        seed: int,
+        ceiling: float = 1.0,
+        accuracy: Callable[[FrozenTrial], float] = lambda trial: trial.values[0],
+    ) -> None:
+        self._accuracy = accuracy
         self.frame = frame
         self._candidates, self._seed, self._ceiling = candidates, seed, ceiling
         self._fits = Fits()
@@ -88,7 +97,8 @@ class FrontSampler(BaseSampler):
         told = [(t, code) for t in trials if t.number != number and (code := self._candidates.code(t)) is not None]
         done = [(t, code) for t, code in told if t.state == TrialState.COMPLETE]
         running = [code for t, code in told if t.state in {TrialState.RUNNING, TrialState.WAITING}]
-        accuracy, latency = (np.array([t.values[i] for t, _ in done], dtype=np.float64) for i in (0, 1))
+        accuracy = np.array([self._accuracy(t) for t, _ in done], dtype=np.float64)
+        latency = np.array([t.values[1] for t, _ in done], dtype=np.float64)
         errors = np.maximum(self._ceiling - accuracy, LEAST_ERROR * self._ceiling)
         done_codes = np.array([code for _, code in done], dtype=np.int32)
         rng = np.random.default_rng(derive(self._seed, number, "pool"))
