@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from ultralytics import YOLO
 
 CLI = [sys.executable, "-c", "from nas.cli import main; main()"]
@@ -104,4 +105,7 @@ def test_the_winner_is_trained_on(run: Path, home: Path) -> None:
     trained, baseline, weights = done.stdout.splitlines()[-3:]
     assert re.search(r"mAP50-95 0\.\d+ on val, [\d.]+ ms, after 1 epochs from \w+\.pt", trained)
     assert baseline.startswith("baseline: mAP50-95 0.") and baseline.endswith("the teacher of the search")
-    assert YOLO(weights.removeprefix("weights: ")).model is not None
+    model = YOLO(weights.removeprefix("weights: ")).model
+    assert [row[2] for row in model.yaml["backbone"]] == [
+        row[2] for row in yaml.safe_load((run / "winner.yaml").read_text())["backbone"]
+    ]
