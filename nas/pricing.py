@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,32 @@ class Intervals(NamedTuple):
     ms: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+
+
+class Prices(Protocol):
+    """What a study asks of whoever prices its architectures: `Pricing`, which measures, says what each is."""
+
+    stopping: bool
+
+    @property
+    def busy(self) -> bool: ...
+    @property
+    def under_way(self) -> bool: ...
+    @property
+    def error(self) -> Error | None: ...
+    @property
+    def measures(self) -> bool: ...
+    def broken(self, price: Price) -> str | None: ...
+    def model(self, architecture: Architecture) -> Mapping[str, Any]: ...
+    def ask(self, number: int, architecture: Architecture, *, measured: bool = False) -> Price | None: ...
+    def again(self, number: int, architecture: Architecture) -> None: ...
+    def renewed(self, priced: Sequence[tuple[Architecture, Price]]) -> list[Price]: ...
+    def remember(self, architecture: Architecture) -> None: ...
+    def repeat(self) -> None: ...
+    def calibrate(self) -> None: ...
+    def owns(self, event: Event) -> bool: ...
+    def take(self, event: Event) -> Priced | Unpriced | None: ...
+    def probe(self, wait: Callable[[], None]) -> None: ...
 
 
 class Pricing:
@@ -191,6 +217,13 @@ class Pricing:
         """As `predict`, from as little as three measurements, with intervals as wide as that deserves."""
         model = self._estimator.rough() if self._table is None else self._table.model
         return None if model is None or not architectures else Intervals(*model.predict(architectures))
+
+    def renewed(self, priced: Sequence[tuple[Architecture, Price]]) -> list[Price]:
+        """Prices of an earlier session, with the latencies of the table as it is now, if there is one."""
+        if self._table is None:
+            return [price for _, price in priced]
+        latencies = iter(self._table.prices([architecture for architecture, price in priced if "ms" in price]))
+        return [{**price, **next(latencies)} if "ms" in price else price for _, price in priced]
 
     def remember(self, architecture: Architecture) -> None:
         """Take up what was measured of an architecture in an earlier session."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from optuna.samplers import BaseSampler
@@ -13,7 +13,7 @@ from nas.config import RunConfig
 from nas.pricing import Pricing
 from nas.runs.store import Store
 from nas.search.choose import Frame
-from nas.search.front_sampler import Codes, FrontSampler, SpaceCandidates
+from nas.search.front_sampler import Candidates, Codes, FrontSampler, SpaceCandidates
 from nas.search.sampler import FRONT, make_sampler
 from nas.search.surrogate import Floats
 from nas.space.architecture import Architecture
@@ -24,38 +24,57 @@ UNKNOWN = 3.0  # the factor by which a latency may be off of which nothing is kn
 SPAN = 2.0  # without a limit, what is slower than so many baselines does not count
 
 
+class Knowledge(Protocol):
+    """What `front` is told of the architectures and of the latencies that count."""
+
+    def candidates(self, architecture: ArchitectureOf) -> Candidates:
+        """What may be proposed; `architecture` says what a trial holds."""
+        ...
+
+    def frame(self) -> Frame:
+        """As far as is known by now."""
+        ...
+
+
+class ArchitectureOf(Protocol):
+    """The architecture of a trial; None where it has none (yet)."""
+
+    def __call__(self, trial: FrozenTrial) -> Architecture | None: ...
+
+
 class Proposals:
     """Makes the sampler for each trial of a search.
 
     Args:
-        pricing: what latencies are known by.
         store: the trials so far.
-        open_again: whether a rejected trial may be proposed again, as the limits have changed.
+        knowledge: of the space, for `front`.
+
+    Attributes:
+        open_again: rejected trials that may be proposed again, as the limits have changed.
     """
 
-    def __init__(
-        self, config: RunConfig, space: SearchSpace, pricing: Pricing, store: Store, open_again: Callable[[int], bool]
-    ) -> None:
-        self._config, self._pricing, self._store, self._open_again = config, pricing, store, open_again
-        self._codes = SpaceCodes(space) if config.sampler == FRONT else None
+    def __init__(self, config: RunConfig, store: Store, knowledge: Knowledge) -> None:
+        self._config, self._store, self._knowledge = config, store, knowledge
+        self.open_again: set[int] = set()
         self._front: FrontSampler | None = None
         self._lifts: list[float] = []
 
     def sampler(self, number: int, fixed: Architecture | None = None) -> BaseSampler:
         """Of trial `number`: what it draws follows from (seed, number, what is known so far). It draws nothing where the
         architecture is `fixed`."""
-        if self._codes is None or fixed is not None:
-            name = "random" if self._codes is not None else self._config.sampler
+        if self._config.sampler != FRONT or fixed is not None:
+            name = "random" if self._config.sampler == FRONT else self._config.sampler
             return make_sampler(name, self._config.seed, number)
+        frame = self._knowledge.frame()
         if self._front is None:
-            candidates = SpaceCandidates(self._codes, self._latency, self._config.imgsz, self._architecture)
-            self._front = FrontSampler(candidates, self._frame(), self._config.seed, accuracy=self._accuracy)
-        self._front.frame = self._frame()
+            candidates = self._knowledge.candidates(self._architecture)
+            self._front = FrontSampler(candidates, frame, self._config.seed, accuracy=self._accuracy)
+        self._front.frame = frame
         self._lifts = lifts([entry.results for entry in self._store.entries if len(entry.results) > 1])
         return self._front
 
     def _architecture(self, trial: FrozenTrial) -> Architecture | None:
-        if trial.number >= len(self._store) or self._open_again(trial.number):
+        if trial.number >= len(self._store) or trial.number in self.open_again:
             return None
         return self._store[trial.number].architecture
 
@@ -64,21 +83,36 @@ class Proposals:
         entry = self._store[trial.number]
         return min(1.0, max(0.0, entry.map + sum(self._lifts[len(entry.results) - 1 :])))
 
-    def _latency(self, codes: Codes) -> tuple[Floats, Floats, Floats]:
-        """Of many codes; wide intervals, or the baseline's latency for all, as long as little was measured."""
-        if self._codes is None:
-            raise RuntimeError("only `front` looks at latencies")
-        intervals = self._pricing.guess([self._codes.architecture(code) for code in codes])
-        if intervals is not None:
-            return intervals.ms, intervals.low, intervals.high
-        ms = np.full(len(codes), self._baseline_ms)
-        return ms, ms / UNKNOWN, ms * UNKNOWN
+
+class SpaceKnowledge:
+    """`Knowledge` of a search space whose latencies are predicted.
+
+    Args:
+        pricing: what latencies are known by.
+        store: the trials so far.
+    """
+
+    def __init__(self, config: RunConfig, space: SearchSpace, pricing: Pricing, store: Store) -> None:
+        self._config, self._space, self._pricing, self._store = config, space, pricing, store
+
+    def candidates(self, architecture: ArchitectureOf) -> Candidates:
+        codes = SpaceCodes(self._space)
+
+        def latency(rows: Codes) -> tuple[Floats, Floats, Floats]:
+            """Wide intervals, or the baseline's latency for all, as long as little was measured."""
+            intervals = self._pricing.guess([codes.architecture(row) for row in rows])
+            if intervals is not None:
+                return intervals.ms, intervals.low, intervals.high
+            ms = np.full(len(rows), self._baseline_ms)
+            return ms, ms / UNKNOWN, ms * UNKNOWN
+
+        return SpaceCandidates(codes, latency, self._config.imgsz, architecture)
 
     @property
     def _baseline_ms(self) -> float:
         return float((self._store[0].price or {}).get("ms", 1.0)) if len(self._store) else 1.0
 
-    def _frame(self) -> Frame:
+    def frame(self) -> Frame:
         """From the fastest known architecture to the limit, or to twice the baseline."""
         slowest = self._config.max_latency_ms or SPAN * self._baseline_ms
         known = [float(e.price["ms"]) for e in self._store.entries if e.price and "ms" in e.price]

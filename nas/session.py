@@ -6,8 +6,9 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from nas.jobs import Jobs, ProxyJobs, training_job
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.outcome import Tables
-from nas.pricing import POLL_SECONDS
+from nas.pricing import POLL_SECONDS, Pricing
+from nas.proposals import Proposals, SpaceKnowledge
 from nas.review.progress import Progress, Status
+from nas.review.record import metric_of
 from nas.run import Run, writing
 from nas.runs import folder as folders
 from nas.runs.ledger import Ledger
@@ -76,11 +79,10 @@ def run_session(
             log.info(text)
             progress.say(text)
 
-        def watch(status: Status) -> None:
+        def watch(status: Callable[[], Status]) -> None:
             if meter is not None:
                 meter.update()
-                status = replace(status, gpus_busy=meter.latest)
-            progress(status)
+            progress(status() if meter is None else replace(status(), gpus_busy=meter.latest))
             tables.update()
 
         try:
@@ -99,22 +101,26 @@ def run_session(
                     if config.imitate:
                         teaching = Teaching(config, space, dataset, blocks, folder, store, ledger, executor, tell)
                         jobs = AssembledJobs(config, space, teaching, training_job(config, dataset, blocks), trials)
+
+                    def charge(seconds: float) -> None:
+                        store.add_seconds(lane=seconds)
+
+                    pricing = Pricing(config, space, dataset.nc, executor, prices, blocks, charge, table)
                     study = Study(
                         config=config,
                         space=space,
-                        nc=dataset.nc,
                         store=store,
                         executor=executor,
-                        prices=prices,
+                        pricing=pricing,
+                        proposals=Proposals(config, store, SpaceKnowledge(config, space, pricing, store)),
                         ledger=ledger,
                         jobs=jobs,
                         folders=trials,
                         watch=watch,
                         record=tables.outdate,
-                        blocks=blocks,
-                        table=table,
                         prepare=None if teaching is None else teaching.run,
-                        seeds=(lambda _: ()) if teaching is None else teaching.seeds,
+                        seeds=tuple if teaching is None else partial(teaching.seeds, pricing),
+                        metric=metric_of(space.skeleton),
                     )
                     with _interruptible(study):
                         store.put_fact("stopped_because", ended := study.run())

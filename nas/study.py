@@ -24,19 +24,16 @@ from nas.errors import NasError, StartError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.hopeless import all_fail_alike, nothing_is_learned
 from nas.jobs import Jobs, Step
-from nas.latency.cache import LatencyCache
-from nas.latency.table import TablePrices
-from nas.pricing import POLL_SECONDS, Priced, Pricing, Unpriced
+from nas.pricing import POLL_SECONDS, Priced, Prices, Unpriced
 from nas.proposals import Proposals
 from nas.review.progress import Status
-from nas.review.record import metric_of
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
 from nas.runs.trials import TrialFolders
 from nas.search.unseen import ENUMERABLE, find_unseen
 from nas.seeds import derive
 from nas.space.architecture import Architecture
-from nas.space.search_space import SearchSpace
+from nas.space.protocol import Space
 from nas.under_way import HEARTBEAT_SECONDS, UnderWay
 
 log = logging.getLogger("nas")
@@ -44,6 +41,7 @@ log = logging.getLogger("nas")
 MAX_ATTEMPTS = 3
 MISSES = 5
 MANY_MISSES = 500
+DRAWS = 200
 EVERYTHING_TRIED = "every architecture of the space was tried"
 NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden or known"
 INTERRUPTED = "interrupted"
@@ -56,52 +54,48 @@ class Study:
     Args:
         config: what to do.
         space: where to search.
-        nc: number of classes of the dataset.
         store: the trials, empty or of an earlier session.
         executor: who runs; closed by whoever made it.
-        prices: latencies known already.
+        pricing: what architectures cost.
+        proposals: the sampler of each trial.
         jobs: the trainings.
         folders: what trials leave on disk.
-        watch: called whenever something changed, at least twice a second.
+        watch: called with what tells how the search stands whenever something changed, at least twice a second.
         record: called after every trial that has ended.
-        blocks: the user's block files that the space needs.
-        table: the latencies of a target that is another device's.
         prepare: what is done between probing and exploring; given a function to be called with a phase at least twice a
             second, and one that says whether somebody asked to stop.
         seeds: what to propose first, beside the baseline; None as long as too little is known of latencies.
+        metric: what architectures are ranked by, in words.
+        patience: seconds to wait for news at a time.
         clock: seconds, of which only differences count.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        space: SearchSpace,
-        nc: int,
+        space: Space,
         store: Store,
         executor: Executor,
-        prices: LatencyCache,
+        pricing: Prices,
+        proposals: Proposals,
         ledger: Ledger,
         jobs: Jobs,
         folders: TrialFolders,
-        watch: Callable[[Status], None],
+        watch: Callable[[Callable[[], Status]], None],
         record: Callable[[], None],
-        blocks: Sequence[str] = (),
-        table: TablePrices | None = None,
         prepare: Callable[[Callable[[str], None], Callable[[], bool]], None] | None = None,
-        seeds: Callable[[Pricing], Sequence[Architecture] | None] = lambda _: (),
+        seeds: Callable[[], Sequence[Architecture] | None] = tuple,
+        metric: str = "mAP50-95",
+        patience: float = POLL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config, self._space, self._nc, self._store = config, space, nc, store
-        self._executor, self._ledger = executor, ledger
-        self._jobs, self._watch, self._record = jobs, watch, record
-        self._folders, self._table, self._clock, self._prepare = folders, table, clock, prepare
+        self._config, self._space, self._store = config, space, store
+        self._executor, self._ledger, self._pricing, self._proposals = executor, ledger, pricing, proposals
+        self._jobs, self._record, self._metric = jobs, record, metric
+        self._folders, self._patience, self._clock, self._prepare = folders, patience, clock, prepare
+        self._watch: Callable[[], None] = lambda: watch(self._status)
         self._climb = Climb(store, jobs.shares, config.confirm)
-        self._pricing = Pricing(
-            config, space, nc, executor, prices, blocks, lambda seconds: store.add_seconds(lane=seconds), table, clock
-        )
         self._seen: set[str] = set()
-        self._let_in: set[int] = set()
-        self._proposals = Proposals(config, space, self._pricing, store, self._let_in.__contains__)
         self._queue: deque[Step] = deque()
         self._running = UnderWay(clock)
         self._saved = 0.0
@@ -134,7 +128,7 @@ class Study:
         try:
             self._resume()
             if not self._within_reach:
-                self._pricing.probe(lambda: self._watch(self._status()))
+                self._pricing.probe(self._watch)
             if self._prepare is not None and not self._stopping:
                 self._prepare(self._enter, lambda: self._stopping is not None)
             self._enter("explore")
@@ -142,7 +136,7 @@ class Study:
                 self._propose(self._space.baseline)
             while self._step():
                 self._save_clock()
-                self._watch(self._status())
+                self._watch()
             if not self._stopping:
                 self._folders.settle()
         finally:
@@ -157,7 +151,7 @@ class Study:
         if not self._stopping:
             self._phase = phase
         self._save_clock()
-        self._watch(self._status())
+        self._watch()
 
     def _resume(self) -> None:
         """Take up an earlier session: queued and running trials wait again.
@@ -179,28 +173,21 @@ class Study:
         for entry in entries:
             self._compare(entry)
         slow = [e for e in entries if e.state == "rejected" and e.price]
-        now = self._now(slow)
-        self._let_in |= {e.number for e in slow if self._pricing.broken(now[e.number]) is None}
-        self._seen = {e.architecture.id for e in entries if e.number not in self._let_in and e.reason != "repeat"}
+        now = self._pricing.renewed([(e.architecture, e.price or {}) for e in slow])
+        broken = [self._pricing.broken(price) for price in now]
+        self._proposals.open_again |= {e.number for e, reason in zip(slow, broken, strict=True) if reason is None}
+        self._seen = {e.architecture.id for e in entries if e.number not in self._proposals.open_again and e.reason != "repeat"}
         for entry in entries:
             if (entry.price or {}).get("source") == "measured":
                 self._pricing.remember(entry.architecture)
 
-    def _now(self, entries: Sequence[Entry]) -> dict[int, Mapping[str, Any]]:
-        """The prices of priced trials by number, with the latencies of the table as it is now, if there is one."""
-        prices = {e.number: e.price for e in entries if e.price}
-        if self._table is None:
-            return prices
-        timed = [e for e in entries if "ms" in (e.price or {})]
-        latencies = self._table.prices([e.architecture for e in timed])
-        return prices | {e.number: {**(e.price or {}), **latency} for e, latency in zip(timed, latencies, strict=True)}
-
     def _reprice(self) -> None:
-        """What waits or has ended gets the latency that the table has for it now."""
-        if self._table is not None:
-            for number, price in self._now([e for e in self._store.entries if e.state in {"queued", "paused", "done"}]).items():
-                if price != self._store[number].price:
-                    self._store.reprice(number, price, self._config.limits.excess(price))
+        """What waits or has ended gets the price that is known for it now."""
+        priced = [e for e in self._store.entries if e.state in {"queued", "paused", "done"} and e.price]
+        now = self._pricing.renewed([(e.architecture, e.price or {}) for e in priced])
+        for entry, price in zip(priced, now, strict=True):
+            if price != entry.price:
+                self._store.reprice(entry.number, price, self._config.limits.excess(price))
 
     def _broken(self, entry: Entry) -> str | None:
         """The limit that a priced trial breaks; the baseline is trained in any case."""
@@ -229,13 +216,18 @@ class Study:
                 # what still waits in the queue no longer fits: it stays queued for a larger budget
                 return not self._queue and self._wants_more()
         # A cached price leaves nothing to wait for: the next proposal comes at once.
-        for event in self._executor.poll(0.0 if self._wants_more() else POLL_SECONDS):
+        for event in self._executor.poll(0.0 if self._wants_more() else self._wait):
             self._take(event)
         if self._hopeless:
             raise self._hopeless
         if self._running and self._ledger.exhausted(self._running.elapsed):
             self._stop_running()
         return True
+
+    @property
+    def _wait(self) -> float:
+        """How long nothing but news can matter: the budget may end before the next of them."""
+        return max(0.0, min(self._patience, self._ledger.time_left(len(self._running), self._running.elapsed)))
 
     def _wants_more(self) -> bool:
         """Whether to propose now: nothing says stop, the lane is free, little waits, and the budget has room."""
@@ -332,9 +324,8 @@ class Study:
         number = len(self._store)
         fixed = fixed or self._seed()
         if fixed is None and self._misses >= MISSES:
-            near = [e.architecture for e in self._store.entries if e.state in {"done", "paused", "queued", "running"}]
             rng = random.Random(derive(self._config.seed, number, "fallback"))
-            fixed = find_unseen(self._space, self._seen, near, self._config.imgsz, rng)
+            fixed = find_unseen(self._space, self._seen, self._one_within(rng), self._config.imgsz, rng)
             if fixed is None:
                 self._exhausted = EVERYTHING_TRIED if self._space.size <= ENUMERABLE else NOTHING_NEW
                 return
@@ -355,9 +346,14 @@ class Study:
             return
         self._price(number)
 
+    def _one_within(self, rng: random.Random) -> Architecture | None:
+        """A trial's architecture that is within the limits, if some draws find one."""
+        drawn = (self._store[rng.randrange(len(self._store))] for _ in range(DRAWS))
+        return next((e.architecture for e in drawn if e.state in {"done", "paused", "queued", "running"}), None)
+
     def _seed(self) -> Architecture | None:
         """The next architecture that somebody wants to see first, if it is new."""
-        if self._open and (found := self._seeds(self._pricing)) is not None:
+        if self._open and (found := self._seeds()) is not None:
             self._open = False
             self._seeded.extend(found)
         while self._seeded:
@@ -452,7 +448,7 @@ class Study:
 
     def _passed(self, step: Step, event: Result) -> None:
         """A trial has passed a rung, or was confirmed."""
-        number, data, what = step.number, event.data, metric_of(self._space.skeleton)
+        number, data, what = step.number, event.data, self._metric
         if step.repeat:
             self._store.confirm(number, event.seconds, data)
             maps = ", ".join(f"{value:.4f}" for value in self._store[number].maps)

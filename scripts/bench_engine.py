@@ -31,6 +31,8 @@ from nas.execution.executor import Attempt, Event, Result
 from nas.execution.work import TRAIN, TrainJob
 from nas.jobs import Step
 from nas.outcome import Tables
+from nas.pricing import Pricing
+from nas.proposals import Proposals, SpaceKnowledge
 from nas.runs.folder import write_config, write_manifest
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
@@ -106,13 +108,16 @@ def engine(space: SearchSpace, sampler: str, trials: int) -> dict[str, float]:
         write_manifest(folder, "", ["object"], {})
         ledger = Ledger(Budget.parse(config.budget), store)
         tables = Tables(folder, config, space.skeleton, store, ledger)
+        executor = InstantExecutor()
+        prices: Any = EveryPrice()
+        pricing = Pricing(config, space, 80, executor, prices, [], lambda seconds: store.add_seconds(lane=seconds))
         study = Study(
             config,
             space,
-            80,
             store,
-            InstantExecutor(),
-            EveryPrice(),  # type: ignore[arg-type]
+            executor,
+            pricing,
+            Proposals(config, store, SpaceKnowledge(config, space, pricing, store)),
             ledger,
             InstantJobs(),
             TrialFolders(folder),

@@ -44,6 +44,7 @@ ARROWS = {
         "jobs",
         "teaching",
         "pricing",
+        "proposals",
         "study",
         "run",
         "outcome",

@@ -29,7 +29,8 @@ from nas.latency.table import NEAR, Measured, Table, TablePrices, near
 from nas.latency.target import Target
 from nas.limits import FIGURES, Limits
 from nas.outcome import records_of, summary_of, winner_of, write_report
-from nas.pricing import REPEAT_SECONDS
+from nas.pricing import REPEAT_SECONDS, Pricing
+from nas.proposals import Proposals, SpaceKnowledge
 from nas.review.table import front_of, picks_of
 from nas.runs.database import RUNG
 from nas.runs.folder import write_config, write_manifest
@@ -258,19 +259,22 @@ class Lab:
         def record():
             self.recorded += 1
 
+        def charge(seconds: float) -> None:
+            store.add_seconds(lane=seconds)
+
+        pricing = Pricing(config, self.space, NC, executor, self.prices, [], charge, self.table, self.clock)
         study = Study(
             config,
             self.space,
-            NC,
             store,
             executor,
-            self.prices,
+            pricing,
+            Proposals(config, store, SpaceKnowledge(config, self.space, pricing, store)),
             ledger,
             FakeJobs(config.rung_epochs),
             TrialFolders(self.folder),
             watch=lambda status: watch(study),
             record=record,
-            table=self.table,
             clock=self.clock,
         )
         try:

@@ -139,6 +139,36 @@ class Database:
         return self._distributions[name]
 
 
+class MemoryDatabase:
+    """As `Database`, of a run that is kept nowhere: its trials are what the store has in memory anyway."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self._facts, self._trials = dict(facts), 0
+
+    def facts(self) -> dict[str, Any]:
+        return dict(self._facts)
+
+    def trials(self) -> list[FrozenTrial]:
+        return []
+
+    def put_facts(self, facts: Mapping[str, Any]) -> None:
+        self._facts |= facts
+
+    def add_trial(self, trial: FrozenTrial, attributes: Mapping[str, Any]) -> int:  # noqa: ARG002
+        self._trials += 1
+        return self._trials
+
+    def update_trial(
+        self, key: int, attributes: Mapping[str, Any], state: TrialState | None = None, values: Sequence[float] = ()
+    ) -> None:
+        pass
+
+    def correct_trial(
+        self, key: int, attributes: Mapping[str, Any], system_attributes: Mapping[str, Any], values: Sequence[float]
+    ) -> None:
+        pass
+
+
 def _open(path: Path, *, skip_table_creation: bool) -> optuna.storages.RDBStorage:
     arguments = {"connect_args": {"timeout": 60}}
     return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=arguments, skip_table_creation=skip_table_creation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -80,6 +81,13 @@ class Ledger:
     def exhausted(self, running: Sequence[float]) -> bool:
         """Whether the budget is used up, so that running attempts must end too."""
         return self.budget.kind != "trials" and self.used(running) >= self.budget.amount
+
+    def time_left(self, devices: int, running: Sequence[float]) -> float:
+        """Seconds until the budget is used up, if nothing but so many running attempts (seconds each so far) use it."""
+        if self.budget.kind == "trials" or not (devices or self.budget.kind == "wall"):
+            return math.inf
+        rate = devices if self.budget.kind == "device" else 1
+        return (self.budget.amount - self.used(running)) / rate
 
     def save(self) -> None:
         """Add this session's wall clock to the store, as far as it is not there yet."""

@@ -23,10 +23,10 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from nas.errors import InputError
-from nas.runs.database import DIRECTIONS, Database, create_database
+from nas.runs.database import DIRECTIONS, Database, MemoryDatabase, create_database
 from nas.runs.tally import Tally
 from nas.space.architecture import Architecture
-from nas.space.search_space import SearchSpace
+from nas.space.protocol import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -79,21 +79,21 @@ class Store:
     """The trials of one run. `tally` is what they add up to.
 
     Args:
-        folder: the run folder; the database is `study.db` in it.
+        folder: the run folder; the database is `study.db` in it. None keeps everything in memory, and loses it.
         create: make the database; otherwise it must be there.
 
     Raises:
         InputError: the database is missing, unreadable or of another version.
     """
 
-    def __init__(self, folder: Path, *, create: bool) -> None:
-        path = folder / "study.db"
-        if not create and not path.is_file():
+    def __init__(self, folder: Path | None, *, create: bool) -> None:
+        path = (folder or Path()) / "study.db"
+        if not create and (folder is None or not path.is_file()):
             raise InputError(f"{folder}: holds no study.db", "give the folder of a run, for example results/search")
         try:
-            if create:
+            if create and folder is not None:
                 create_database(path, {"version": VERSION})
-            self._database = Database(path)
+            self._database = MemoryDatabase({"version": VERSION}) if folder is None else Database(path)
             self._facts = self._database.facts()
             found = self._facts["version"]
             trials = self._database.trials() if found == VERSION else []
@@ -132,7 +132,7 @@ class Store:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def propose(self, space: SearchSpace, sampler: BaseSampler, fixed: Architecture | None = None) -> Entry:
+    def propose(self, space: Space, sampler: BaseSampler, fixed: Architecture | None = None) -> Entry:
         """A new trial: `fixed`, or what the sampler draws. It is written by `queue` or `reject`, before the next proposal.
 
         Raises:
@@ -144,7 +144,7 @@ class Store:
         self._memory.sampler = sampler
         params = space.params(fixed) if fixed is not None else None
         if params:
-            self._memory.enqueue_trial(params)
+            self._memory.enqueue_trial(dict(params))
         self._draft = trial = self._memory.ask()
         if fixed is None or params is not None:
             architecture = space.draw(
