@@ -30,7 +30,7 @@ class Climb:
 
     def note(self, entry: Entry, *, feasible: bool) -> None:
         """A trial has come to rest, or failed on its way; of those outside the limits only the baseline climbs."""
-        if entry.results and entry.price and feasible:
+        if self._rungs > 1 and entry.results and entry.price and feasible:
             scores = tuple(float(result["map"]) for result in entry.results)
             self._climbers[entry.number] = Climber(entry.number, entry.price["ms"], scores, entry.state == "paused")
             self._changed = True

@@ -79,6 +79,15 @@ class Budget:
         return cls(kind, _scaled(amount, _SECONDS[unit], "budget", clean), clean)
 
 
+def parse_duration(text: str, what: str) -> float:
+    """Read `90s`, `5min`, `2h`, `1d` as seconds. Raises InputError, which calls it `what`."""
+    hint = "write a number with a unit: 90s, 5min, 2h or 1d"
+    amount, unit = _quantity(text, what, hint)
+    if unit not in _SECONDS:
+        raise InputError(f"{what} '{text.strip()}' has an unknown unit; {did_you_mean(unit, _SECONDS)}", hint)
+    return _scaled(amount, _SECONDS[unit], what, text.strip())
+
+
 # what a limit may be given in -> how much that is in the unit of `Limits`, and how to write it
 _COUNTS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
 _UNITS: Mapping[str, tuple[str, Mapping[str, float], str]] = {

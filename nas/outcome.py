@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,16 @@ from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
 
+Describe = Callable[[Architecture], Mapping[str, str]]
+
 TABLES_SECONDS = 5.0
 TABLES_SHARE = 0.02
 
 
-def records_of(entries: Sequence[Entry], skeleton: Skeleton, limits: Limits) -> list[Record]:
-    """One record per trial."""
+def records_of(entries: Sequence[Entry], describe: Describe, limits: Limits) -> list[Record]:
+    """One record per trial. `describe` says which slots of an architecture are changed, and to what."""
     noise = noise_of(entries)
-    return [_record(entry, skeleton, limits, noise) for entry in entries]
+    return [_record(entry, describe, limits, noise) for entry in entries]
 
 
 def noise_of(entries: Iterable[Entry]) -> float | None:
@@ -44,7 +46,7 @@ def noise_of(entries: Iterable[Entry]) -> float | None:
     return pooled_deviation([entry.maps for entry in entries if entry.repeats])
 
 
-def _record(entry: Entry, skeleton: Skeleton, limits: Limits, noise: float | None) -> Record:
+def _record(entry: Entry, describe: Describe, limits: Limits, noise: float | None) -> Record:
     architecture, price = entry.architecture, entry.price or {}
     known = (*entry.results[-1:], *entry.repeats)
     low, high = interval(entry.map, len(known), noise) if known and noise is not None else (None, None)
@@ -56,7 +58,7 @@ def _record(entry: Entry, skeleton: Skeleton, limits: Limits, noise: float | Non
         baseline=architecture.is_skeleton,
         feasible=limits.met(price),
         map=entry.map if known else None,
-        map50=sum(result["map50"] for result in known) / len(known) if known else None,
+        map50=sum(result["map50"] for result in known) / len(known) if known and "map50" in known[0] else None,
         map_low=low,
         map_high=high,
         trainings=len(known),
@@ -68,7 +70,7 @@ def _record(entry: Entry, skeleton: Skeleton, limits: Limits, noise: float | Non
         size_mb=price.get("size_mb"),
         memory_mb=price.get("memory_mb"),
         seconds=entry.seconds,
-        placement=architecture.describe(skeleton),
+        placement=describe(architecture),
         latency_low_ms=price.get("low"),
         latency_high_ms=price.get("high"),
         latency_p90_ms=price.get("p90"),
@@ -95,11 +97,11 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         split=f"held-out part of train ({config.held_out:.0%})",
         seed=config.seed,
         command=read_config(folder)[1],
-        counts=_counts(store),
+        counts=counts_of(store),
         device_seconds=ledger.device_seconds(),
         wall_seconds=ledger.wall_seconds,
         stopped_because=_stopped_because(store),
-        **_certainty(store, config.limits, config.seed),
+        **certainty(store, config.limits, config.seed),
         metric=metric_of(skeleton),
         predictions=_predictions(store),
         weights=weights,
@@ -112,7 +114,7 @@ def _epochs(config: RunConfig) -> str:
     return f"{top}" if not lower else f"{top} (rungs {', '.join(map(str, lower))} before)"
 
 
-def _certainty(store: Store, limits: Limits, seed: int) -> dict[str, Any]:
+def certainty(store: Store, limits: Limits, seed: int) -> dict[str, Any]:
     """`RunSummary.noise` and `hypervolume`: its slow end is the limit, or twice the baseline's latency."""
     if not any(entry.repeats for entry in store.entries):
         return {"noise": None, "hypervolume": None}
@@ -143,7 +145,8 @@ def rung_words(entries: Iterable[Entry]) -> str:
     return "".join(words)
 
 
-def _counts(store: Store) -> dict[str, int]:
+def counts_of(store: Store) -> dict[str, int]:
+    """How many trials are in each state that any is in."""
     return {state: count for state, count in store.counts.items() if count}
 
 
@@ -171,13 +174,13 @@ class Tables:
         self,
         folder: Path,
         config: RunConfig,
-        skeleton: Skeleton,
+        space: SearchSpace,
         store: Store,
         ledger: Ledger,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folder, self._skeleton, self._store, self._ledger, self._clock = folder, skeleton, store, ledger, clock
-        self._summary = summary_of(folder, config, skeleton, store, ledger)
+        self._folder, self._describe, self._store, self._ledger, self._clock = folder, space.describe, store, ledger, clock
+        self._summary = summary_of(folder, config, space.skeleton, store, ledger)
         self._outdated = False
         self._next = clock()
 
@@ -195,14 +198,14 @@ class Tables:
         began = self._clock()
         summary = replace(
             self._summary,
-            **_certainty(self._store, self._summary.limits, self._summary.seed),
-            counts=_counts(self._store),
+            **certainty(self._store, self._summary.limits, self._summary.seed),
+            counts=counts_of(self._store),
             device_seconds=self._ledger.device_seconds(),
             wall_seconds=self._ledger.wall_seconds,
             stopped_because=_stopped_because(self._store),
             rungs=rung_words(self._store.entries),
         )
-        write_tables(self._folder, records_of(self._store.entries, self._skeleton, summary.limits), summary)
+        write_tables(self._folder, records_of(self._store.entries, self._describe, summary.limits), summary)
         now = self._clock()
         self._outdated, self._next = False, now + max(TABLES_SECONDS, (now - began) / TABLES_SHARE)
 

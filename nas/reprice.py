@@ -87,7 +87,7 @@ def reprice(run: Run, target: Target, limits: Limits, say: Callable[[str], None]
     entries = [replace(e, price={**(e.price or {}), **found[e.number]}) for e in trained if e.number in found]
     height, width = table.imgsz or (run.config.imgsz, run.config.imgsz)
     summary = replace(run.summary, target=str(target), imgsz=max(height, width), limits=limits, counts={"done": len(entries)})
-    records = records_of(entries, run.space.skeleton, limits)
+    records = records_of(entries, run.space.describe, limits)
     others = [entry for entry in run.entries if entry.state != "done"]
     suggestions = None
     if prices is not None:

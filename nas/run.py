@@ -52,7 +52,7 @@ class Run:
     @cached_property
     def records(self) -> list[Record]:
         """One per trial."""
-        return records_of(self.entries, self.space.skeleton, self.config.limits)
+        return records_of(self.entries, self.space.describe, self.config.limits)
 
     @cached_property
     def summary(self) -> RunSummary:

@@ -71,7 +71,7 @@ def run_session(
             log.info(note)
 
         trials = TrialFolders(folder)
-        tables = Tables(folder, config, space.skeleton, store, ledger)
+        tables = Tables(folder, config, space, store, ledger)
 
         meter = GpuMeter() if config.device == "cuda" else None
 
@@ -122,7 +122,7 @@ def run_session(
                         seeds=tuple if teaching is None else partial(teaching.seeds, pricing),
                         metric=metric_of(space.skeleton),
                     )
-                    with _interruptible(study):
+                    with interruptible(study):
                         store.put_fact("stopped_because", ended := study.run())
                     if table is not None and ended != INTERRUPTED:
                         wish = ask_for_more(folder, config, table, space, dataset.nc, store.entries, executor)
@@ -200,7 +200,7 @@ def open_executor(config: RunConfig, folder: Path) -> Executor:
 
 
 @contextlib.contextmanager
-def _interruptible(study: Study) -> Iterator[None]:
+def interruptible(study: Study) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM lets running trials end, the second ends the search now."""
     if threading.current_thread() is not threading.main_thread():
         yield

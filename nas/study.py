@@ -210,7 +210,7 @@ class Study:
             self._start()
         elif not self._pricing.busy and not self._stopping:
             self._use_lane()
-        if not self._running and not self._pricing.under_way:
+        if not self._running and not self._pricing.under_way and self._executor.free:
             self._start()  # settling may have changed the front
             if not self._running:
                 # what still waits in the queue no longer fits: it stays queued for a larger budget
@@ -220,14 +220,14 @@ class Study:
             self._take(event)
         if self._hopeless:
             raise self._hopeless
-        if self._running and self._ledger.exhausted(self._running.elapsed):
+        if self._running and self._ledger.exhausted(self._elapsed):
             self._stop_running()
         return True
 
     @property
     def _wait(self) -> float:
         """How long nothing but news can matter: the budget may end before the next of them."""
-        return max(0.0, min(self._patience, self._ledger.time_left(len(self._running), self._running.elapsed)))
+        return max(0.0, min(self._patience, self._ledger.time_left(len(self._running), self._elapsed)))
 
     def _wants_more(self) -> bool:
         """Whether to propose now: nothing says stop, the lane is free, little waits, and the budget has room."""
@@ -239,8 +239,12 @@ class Study:
         """Whether one more trial fits the budget, with what is needed to confirm the front."""
         workers = self._config.workers if self._ledger.budget.kind == "wall" else 1
         reserve = self._climb.reserve(self._folders.front, self._ledger.budget.amount, workers)
-        fresh = sum(not step.rung and not step.repeat for step in self._running.steps)
-        return self._ledger.fits(self._running.elapsed, waiting, fresh=fresh, reserve=reserve)
+        return self._ledger.fits(self._elapsed, waiting, fresh=self._running.fresh, reserve=reserve)
+
+    @property
+    def _elapsed(self) -> list[float]:
+        """Seconds that each training has run, where the budget depends on it."""
+        return self._running.elapsed if self._ledger.budget.kind == "device" else []
 
     def _use_lane(self) -> None:
         """The lane is free: what needs to be measured comes first, what makes predictions better last."""
@@ -311,8 +315,8 @@ class Study:
         if step.number == 0 and not step.repeat:
             return not self._ledger.exhausted(())
         if step.rung or step.repeat:
-            return not self._ledger.exhausted(self._running.elapsed) and self._ledger.fits(
-                self._running.elapsed, 0, seconds=self._climb.seconds(step)
+            return not self._ledger.exhausted(self._elapsed) and self._ledger.fits(
+                self._elapsed, 0, seconds=self._climb.seconds(step)
             )
         return self._has_room(0)
 
@@ -511,7 +515,7 @@ class Study:
             counts=dict(self._store.counts),
             running={number: epochs or (0, self._config.epochs) for number, epochs in self._running.shown.items()},
             budget=self._ledger.budget.text,
-            share=min(1.0, self._ledger.used(self._running.elapsed) / self._ledger.budget.amount),
+            share=min(1.0, self._ledger.used(self._elapsed) / self._ledger.budget.amount),
             wall_seconds=self._ledger.wall_seconds,
             baseline=_point(self._store[0]) if len(self._store) else None,
             taus=self._climb.taus,

@@ -31,6 +31,7 @@ class UnderWay:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._running: dict[str, Training] = {}
+        self.fresh = 0  # trials among them that have not passed the lowest rung
 
     def __len__(self) -> int:
         return len(self._running)
@@ -59,6 +60,7 @@ class UnderWay:
     def begin(self, key: str, step: Step) -> None:
         """An attempt was started; nothing is charged for it yet."""
         now = self._clock()
+        self.fresh += not step.rung and not step.repeat
         self._running[key] = Training(step, now, charged=now)
 
     def hear(self, event: Event) -> Training:
@@ -78,7 +80,9 @@ class UnderWay:
 
     def end(self, key: str) -> Step:
         """It runs no more."""
-        return self._running.pop(key).step
+        step = self._running.pop(key).step
+        self.fresh -= not step.rung and not step.repeat
+        return step
 
     def seconds(self, training: Training) -> float:
         """How long it has run."""

@@ -107,7 +107,7 @@ def engine(space: SearchSpace, sampler: str, trials: int) -> dict[str, float]:
         write_config(folder, config, "bench")
         write_manifest(folder, "", ["object"], {})
         ledger = Ledger(Budget.parse(config.budget), store)
-        tables = Tables(folder, config, space.skeleton, store, ledger)
+        tables = Tables(folder, config, space, store, ledger)
         executor = InstantExecutor()
         prices: Any = EveryPrice()
         pricing = Pricing(config, space, 80, executor, prices, [], lambda seconds: store.add_seconds(lane=seconds))

@@ -20,7 +20,6 @@ evaluation only with such an error (of the logarithm), as those of a latency mod
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import time
@@ -33,13 +32,14 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import InputError, did_you_mean
 from nas.search.choose import Frame
 from nas.search.front_sampler import FrontSampler, TableCandidates
 from nas.seeds import derive
-from nas.space.features import encode
+from nas.simulate.share import Share
+from nas.simulate.table import Table, is_text, read_table
 
 GOALS = (90, 95, 99)
 SHOWN = (5, 10, 20, 40, 80, 160, 320)
@@ -55,137 +55,68 @@ STOCK: dict[str, Callable[[int], BaseSampler]] = {
 SAMPLERS = ("front", *STOCK)
 
 
-class Table:
-    """Rows with features, accuracy (points, or in [0, 1]) and latency (ms).
+class Board:
+    """A table as a sampler plays on it: parameters (a number is the place of its value), and what a row is worth."""
 
-    Raises:
-        InputError: a file that is no such table, or a column that it lacks.
-    """
+    def __init__(self, table: Table) -> None:
+        self.table, self.share = table, Share(table).of
+        self.text = {name: is_text(own) for name, own in table.levels.items()}
+        self.params = [self._params(row) for row in range(len(table))]
+        self._rows = {tuple(own.values()): row for row, own in enumerate(self.params)}
 
-    def __init__(self, path: Path, accuracy: str, latency: str, features: list[str] | None) -> None:
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"{path}: cannot be read: {error}", "give a CSV file with one architecture per row") from error
-        if len(rows) < 2:
-            raise InputError(f"{path}: holds fewer than two rows", "give a CSV file with one architecture per row")
-        names = [name for name in rows[0] if name is not None]
-        if features is None:
-            features = [name for name in names[1:] if not name.startswith(("acc", "lat"))]
-        for name in (accuracy, latency, *features):
-            if name not in names:
-                raise InputError(f"{path}: has no column '{name}'", did_you_mean(name, names))
-        self.accuracy, self.latency = (self._numbers(path, rows, name) for name in (accuracy, latency))
-        if np.any(self.latency <= 0):
-            raise InputError(f"{path}: a latency in column '{latency}' is not above 0", "latencies are milliseconds")
-        columns = {name: _column([row[name] for row in rows]) for name in features}
-        self.features = encode(list(columns.values()))
-        self.levels, self.codes = _codes(columns)
-        self.params = [
-            {
-                name: own[code] if isinstance(own[0], str) else int(code)
-                for (name, own), code in zip(self.levels.items(), row, strict=True)
-            }
-            for row in self.codes
-        ]
-        self.row = {tuple(row): number for number, row in reversed(list(enumerate(self.codes.tolist())))}
-        self.ceiling = 100.0 if self.accuracy.max() > 1 else 1.0
-        x = np.log(self.latency)
-        self._x = (x - x.min()) / np.ptp(x)
-        self._y = (self.accuracy - self.accuracy.min()) / np.ptp(self.accuracy)
-        self._whole = self._area(np.arange(len(x)))
+    def _params(self, row: int) -> dict[str, Any]:
+        places = dict(zip(self.table.levels, self.table.codes[row].tolist(), strict=True))
+        return {name: self._level(name, place) if self.text[name] else place for name, place in places.items()}
 
-    @staticmethod
-    def _numbers(path: Path, rows: list[dict[str, str]], name: str) -> np.ndarray:
-        try:
-            values = np.array([float(row[name]) for row in rows])
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: column '{name}': {error}", "every row needs a number there") from error
-        if not np.all(np.isfinite(values)):
-            raise InputError(f"{path}: column '{name}' holds a number that is not finite", "every row needs a number there")
-        return values
+    def _level(self, name: str, place: int) -> str:
+        return str(self.table.levels[name][place] or "")
 
-    def _area(self, rows: np.ndarray) -> float:
-        order = rows[np.lexsort((-self._y[rows], self._x[rows]))]
-        return float(np.sum(np.maximum.accumulate(self._y[order]) * np.diff(np.append(self._x[order], 1.0))))
-
-    def share(self, rows: list[int]) -> float:
-        """Hypervolume of the rows as a share of the whole table's."""
-        return self._area(np.unique(rows)) / self._whole
+    def row(self, trial: FrozenTrial) -> int | None:
+        """That a trial draws exactly."""
+        return self._rows.get(tuple(trial.params.get(name) for name in self.table.levels))
 
     def distributions(self) -> dict[str, BaseDistribution]:
         return {
-            name: CategoricalDistribution(levels) if isinstance(levels[0], str) else IntDistribution(0, len(levels) - 1)
-            for name, levels in self.levels.items()
+            name: CategoricalDistribution([self._level(name, place) for place in range(len(own))])
+            if self.text[name]
+            else IntDistribution(0, len(own) - 1)
+            for name, own in self.table.levels.items()
         }
 
     def nearest(self, params: dict[str, Any]) -> int:
-        """The row with these parameters, or else the one with the fewest other categories and the nearest numbers."""
-        code = [own.index(params[name]) if isinstance(own[0], str) else params[name] for name, own in self.levels.items()]
-        if tuple(code) in self.row:
-            return self.row[tuple(code)]
-        away = np.abs(self.codes - code)
-        text = np.array([isinstance(own[0], str) for own in self.levels.values()])
-        widths = np.array([1 if t else max(1, len(own) - 1) for t, own in zip(text, self.levels.values(), strict=True)])
-        return int(np.argmin(np.sum(np.where(text, away > 0, away / widths), axis=1)))
-
-
-def _column(cells: list[str]) -> list[float | str | None]:
-    """Numbers where every cell that is not empty is one, else text."""
-    try:
-        return [float(cell) if cell else None for cell in cells]
-    except ValueError:
-        return [cell or None for cell in cells]
-
-
-def _codes(columns: dict[str, list[float | str | None]]) -> tuple[dict[str, list[Any]], np.ndarray]:
-    """Levels of each column, and every row in numbers of levels; columns without which rows differ as well are left out."""
-    levels: dict[str, list[Any]] = {}
-    codes: dict[str, np.ndarray] = {}
-    for name, column in columns.items():
-        own = sorted({value for value in column if value is not None})
-        if len(own) > 1 or (own and None in column):
-            index = {level: number for number, level in enumerate(own)} | {None: 0}
-            levels[name], codes[name] = own, np.array([index[value] for value in column])
-
-    def kinds(names: list[str]) -> int:
-        return len(np.unique(np.column_stack([codes[name] for name in names]), axis=0)) if names else 1
-
-    names = list(codes)
-    for name in reversed(list(codes)):
-        rest = [other for other in names if other != name]
-        if kinds(rest) == kinds(names):
-            names = rest
-    return {name: levels[name] for name in names}, np.column_stack([codes[name] for name in names])
+        levels = self.table.levels
+        return self.table.nearest(
+            {name: (params[name] or None) if self.text[name] else levels[name][params[name]] for name in levels}
+        )
 
 
 def search(
-    table: Table, name: str, seed: int, evaluations: int, limit_ms: float | None, noise: float
+    board: Board, name: str, seed: int, evaluations: int, limit_ms: float | None, noise: float
 ) -> tuple[list[int], float]:
     """Rows that a sampler had evaluated until 99% (or, under a limit, the winner) was reached, and seconds per proposal."""
+    table = board.table
     known = table.latency * np.exp(noise * np.random.default_rng(derive(seed, 0, "noise")).standard_normal(len(table.latency)))
     if name == "front":
         frame = Frame(float(table.latency.min()), float(table.latency.max()), limit_ms)
         sampler: BaseSampler = FrontSampler(
-            TableCandidates(table.features, known, table.params, noise), frame, seed, table.ceiling
+            TableCandidates(table.features, known, board.row, board.params.__getitem__, noise), frame, seed, table.ceiling
         )
     else:
         sampler = STOCK[name](derive(seed, 0, "sampler"))
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
-    distributions, random = table.distributions(), np.random.default_rng(derive(seed, 0, "fallback"))
+    distributions, random = board.distributions(), np.random.default_rng(derive(seed, 0, "fallback"))
     within = np.flatnonzero(table.latency <= (limit_ms or math.inf))
     best = table.accuracy[within].max()
     rows: list[int] = []
     spent, proposals, misses = 0.0, 0, 0
     while len(rows) < evaluations:
         if misses >= MISSES:
-            study.enqueue_trial(table.params[int(random.choice(within))])
+            study.enqueue_trial(board.params[int(random.choice(within))])
         began = time.perf_counter()
         trial = study.ask()
         params = {key: _suggest(trial, key, own) for key, own in distributions.items()}
         spent, proposals = spent + time.perf_counter() - began, proposals + 1
-        row = table.nearest(params)
+        row = board.nearest(params)
         if limit_ms is not None and table.latency[row] > limit_ms:
             misses += 1
             study.tell(trial, state=TrialState.FAIL)
@@ -194,7 +125,7 @@ def search(
         rows.append(row)
         latency = table.latency[row]
         study.tell(trial, [table.accuracy[row], latency if name == "front" else math.log(latency)])
-        if limit_ms is None and table.share(rows) >= GOALS[-1] / 100:
+        if limit_ms is None and board.share(rows) >= GOALS[-1] / 100:
             break
         if limit_ms is not None and table.accuracy[row] >= best - table.ceiling / 200:
             break
@@ -214,22 +145,23 @@ def median(values: list[float | None]) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def measure(table: Table, name: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(board: Board, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of one sampler."""
     evaluations = min(options.evaluations, GP_EVALUATIONS) if name == "gp" else options.evaluations
+    table = board.table
     limit_ms = float(np.percentile(table.latency, options.limit_percentile))
     within = table.latency <= limit_ms
     goals: dict[int, list[float | None]] = {goal: [] for goal in GOALS}
     winners: list[float | None] = []
     seconds, shares, regrets = [], [], []
     for seed in range(options.seeds):
-        rows, spent = search(table, name, seed, evaluations, None, options.latency_noise)
-        curve = np.array([table.share(rows[: n + 1]) for n in range(len(rows))])
+        rows, spent = search(board, name, seed, evaluations, None, options.latency_noise)
+        curve = np.array([board.share(rows[: n + 1]) for n in range(len(rows))])
         for goal, counts in goals.items():
             reached = np.flatnonzero(curve >= goal / 100)
             counts.append(float(reached[0]) + 1 if reached.size else None)
         shares.append(np.concatenate((curve, np.full(evaluations - curve.size, curve[-1]))))
-        rows, _ = search(table, name, seed, evaluations, limit_ms, options.latency_noise)
+        rows, _ = search(board, name, seed, evaluations, limit_ms, options.latency_noise)
         regret = table.accuracy[within].max() - np.maximum.accumulate(table.accuracy[rows])
         winners.append(float(len(rows)) if regret[-1] <= table.ceiling / 200 else None)
         regrets.append(np.concatenate((regret, np.full(evaluations - regret.size, regret[-1]))))
@@ -298,19 +230,18 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     try:
-        table = Table(
-            options.table, options.accuracy, options.latency, options.features.split(",") if options.features else None
-        )
+        features = options.features.split(",") if options.features else None
+        board = Board(read_table(options.table, options.accuracy, options.latency, features))
     except InputError as error:
         parser.error(f"{error} ({error.hint})" if error.hint else str(error))
-    print(f"{len(table.latency)} rows, {', '.join(table.levels)}; medians over {options.seeds} seeds")
+    print(f"{len(board.table)} rows, {', '.join(board.table.levels)}; medians over {options.seeds} seeds")
     print(
         f"{'':18}{'to 90%':>8}{'to 95%':>8}{'to 99%':>8}{'winner':>8}{'s/proposal':>12}   hypervolume after "
         + " ".join(map(str, SHOWN))
     )
     figures: dict[str, dict[str, Any]] = {}
     for name in names:
-        own = figures[name] = measure(table, name, options)
+        own = figures[name] = measure(board, name, options)
         counts = "".join(f"{'-' if own[key] is None else f'{own[key]:g}':>8}" for key in ("to_90", "to_95", "to_99", "winner"))
         curve = " ".join(f"{share:.3f}" for share in own["hypervolume"].values())
         print(f"{name:18}{counts}{own['seconds_per_proposal']:>12.3f}   {curve}", flush=True)

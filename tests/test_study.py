@@ -318,7 +318,7 @@ class Lab:
         return summary_of(self.folder, config, self.space.skeleton, self.store, ledger)
 
     def records(self):
-        return records_of(self.store.entries, self.space.skeleton, RunConfig(**self.config).limits)
+        return records_of(self.store.entries, self.space.describe, RunConfig(**self.config).limits)
 
 
 @pytest.fixture

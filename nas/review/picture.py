@@ -157,7 +157,7 @@ def _frame(axes: Axes, records: Sequence[Record], summary: RunSummary, span: Spa
     title = f"{summary.name}: {summary.skeleton} on {summary.data}"
     for height, words, size, colour, weight in (
         (0.938, _text(title, 66), 15, _INK, "bold"),
-        (0.896, _text(f"proxy mAP: {summary.fidelity}, on the {summary.split}", 108), 10.5, _FAINT, "normal"),
+        (0.896, _text(summary.proxy, 108), 10.5, _FAINT, "normal"),
     ):
         axes.figure.text(0.075, height, words, size=size, color=colour, weight=weight)
     spent = f"{duration(summary.device_seconds)} of device time"

@@ -18,7 +18,7 @@ from nas.space.skeleton import Skeleton
 STATES = ("proposed", "rejected", "queued", "running", "paused", "done", "failed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One trial as a row.
 
@@ -126,6 +126,7 @@ class RunSummary:
         noise: standard deviation of mAP over seeds, pooled over those trained more than once, or None.
         hypervolume: of the front (`nas.search.front.hypervolume`) with the ends of its 90% interval, or None.
         rungs: how well rungs rank, in words, or "".
+        simulated: what was simulated, in a sentence, or "" where trials were trained.
     """
 
     name: str
@@ -149,11 +150,17 @@ class RunSummary:
     noise: float | None = None
     hypervolume: tuple[float, float, float] | None = None
     rungs: str = ""
+    simulated: str = ""
 
     @property
     def measured_on(self) -> str:
         """The target with its image size, which targets of older runs do not name."""
-        return self.target if "imgsz=" in self.target else f"{self.target}, {self.imgsz} px"
+        return self.target if self.simulated or "imgsz=" in self.target else f"{self.target}, {self.imgsz} px"
+
+    @property
+    def proxy(self) -> str:
+        """What the mAP of this run is, in a few words."""
+        return self.simulated or f"proxy mAP: {self.fidelity}, on the {self.split}"
 
     @property
     def baseline_name(self) -> str:
@@ -163,6 +170,8 @@ class RunSummary:
     @property
     def meaning(self) -> str:
         """What the mAP of this run is, in one plain sentence for every report."""
+        if self.simulated:
+            return f"{self.simulated} {self.rungs}"
         words = f"{self.metric} is a proxy to rank architectures by: measured on the {self.split} after {self.fidelity}. "
         if self.noise is not None:
             words += f"Another seed changes it by {self.noise:.3f} (standard deviation). "

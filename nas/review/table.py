@@ -215,7 +215,7 @@ def rich_table(records: Sequence[Record], summary: RunSummary) -> Table:
     for line in lines:
         slots = [printable(f"{slot} {what}") for slot, what in line.record.placement.items()]
         style = "dim" if not line.on_front else "bold" if line.cells[0] else ""
-        table.add_row(*(Text(line.cells[i]) for i in shown), Text("\n".join(slots) or "all kept"), style=style)
+        table.add_row(*(Text(line.cells[i]) for i in shown), Text(("; " if summary.simulated else "\n").join(slots) or "all kept"), style=style)
     return table
 
 

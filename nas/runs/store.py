@@ -31,12 +31,13 @@ from nas.space.protocol import Space
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 VERSION = 2
+NOTHING: dict[str, Any] = {}  # what Optuna need not know of a rejected trial: one object for all
 END = "end"  # the attribute {state, reason}, written where nothing else tells the state
 # What SQLite's troubles (a full disk, a read-only file) arrive as, once a store is open.
 STORE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One trial.
 
@@ -107,6 +108,7 @@ class Store:
         self._memory = optuna.create_study(directions=DIRECTIONS)
         self._memory.add_trials(trials)
         self._distributions: dict[str, BaseDistribution] = {}
+        self._shared: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
         for trial in self._memory.get_trials(deepcopy=False):
             self._share_distributions(trial)
         self._draft: Trial | None = None
@@ -272,15 +274,19 @@ class Store:
         trial = self._memory.get_trials(deepcopy=False)[draft.number]
         self._share_distributions(trial)
         if trial.state == TrialState.FAIL:  # nobody learns from its parameters: they would only cost time and room
-            trial.params, trial.distributions, trial.system_attrs = {}, {}, {}
+            trial.params, trial.distributions, trial.system_attrs = NOTHING, NOTHING, NOTHING
+            trial.user_attrs, trial.intermediate_values = NOTHING, {}
         self._keys[entry.number] = self._database.add_trial(trial, _attributes(entry))
         self._draft = None
         self._put(entry)
 
     def _share_distributions(self, trial: FrozenTrial) -> None:
-        """A parameter has the same distribution in all trials. One object for all saves memory."""
-        shared = self._distributions
-        trial.distributions = {name: shared.setdefault(name, own) for name, own in trial.distributions.items()}
+        """A parameter has the same distribution in all trials. One object for all saves memory, as does one mapping for all
+        trials with the same parameters."""
+        own, names = self._distributions, tuple(trial.distributions)
+        if names not in self._shared:
+            self._shared[names] = {name: own.setdefault(name, found) for name, found in trial.distributions.items()}
+        trial.distributions = self._shared[names]
 
     def _update(self, entry: Entry) -> None:
         self._database.update_trial(self._keys[entry.number], _attributes(entry, since=self[entry.number]))

@@ -4,6 +4,7 @@ why it failed."""
 from __future__ import annotations
 
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class TrialFolders:
     def __init__(self, run: Path) -> None:
         self._run = run
         self._front: list[Entry] = []
+        self._maps: list[float] = []  # of the front, fastest first
+        self._latencies: list[float] = []
         self._done: dict[int, Entry] = {}
         self._near: dict[int, Entry] = {}
 
@@ -57,13 +60,22 @@ class TrialFolders:
         self._done[entry.number] = entry
         self._near.pop(entry.number, None)
         known = list(self._done.values()) if again else [*self._front, entry]
+        before = self._front
         self._front = [known[index] for index in front_indices([e.map for e in known], [_ms(e) for e in known])]
-        self._near |= {e.number: e for e in known if not e.architecture.is_skeleton}
-        self._drop([e for e in self._near.values() if e not in self._front and self._is_clear(e)])
+        self._maps, self._latencies = [e.map for e in self._front], [_ms(e) for e in self._front]
+        if again or self._front != before:
+            members = {e.number for e in self._front}
+            self._near |= {e.number: e for e in known if not e.architecture.is_skeleton}
+            self._drop([e for e in self._near.values() if e.number not in members and self._is_clear(e)])
+        elif not entry.architecture.is_skeleton:
+            # Beside the same front, all the others are where they were.
+            self._near[entry.number] = entry
+            self._drop([entry] if self._is_clear(entry) else [])
 
     def settle(self) -> None:
         """Nothing more is to come: weights stay of the front, and of the baseline, alone."""
-        self._drop([e for e in self._near.values() if e not in self._front])
+        members = {e.number for e in self._front}
+        self._drop([e for e in self._near.values() if e.number not in members])
 
     def _is_clear(self, entry: Entry) -> bool:
         """Whether a trial is so far behind that no second look brings it to the front."""
@@ -76,7 +88,8 @@ class TrialFolders:
 
     def dominated(self, score: float, latency_ms: float) -> bool:
         """Whether a trial that is on the front by now is as good and as fast."""
-        return any(e.map >= score and _ms(e) <= latency_ms for e in self._front)
+        fast = bisect_right(self._latencies, latency_ms)  # along the front mAP rises with latency: the last of these is the best
+        return fast > 0 and self._maps[fast - 1] >= score
 
     def failed(self, number: int, reason: str, detail: str) -> None:
         """Keep why a trial ended without a result. Raises OSError."""

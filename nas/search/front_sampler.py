@@ -135,28 +135,32 @@ class TableCandidates:
     Args:
         features: of all rows.
         latency: ms, of all rows.
-        params: of each row, its parameters: no two rows alike.
+        row: that a trial evaluates, if any.
+        params: that draw a row.
         uncertainty: standard deviation of log latency; 0 where it is known exactly.
     """
 
     def __init__(
-        self, features: Features, latency: Floats, params: Sequence[Mapping[str, Any]], uncertainty: float = 0.0
+        self,
+        features: Features,
+        latency: Floats,
+        row: Callable[[FrozenTrial], int | None],
+        params: Callable[[int], Mapping[str, Any]],
+        uncertainty: float = 0.0,
     ) -> None:
-        self._features, self._latency, self._params = features, latency, params
+        self._features, self._latency, self._row, self._params = features, latency, row, params
         self._factor = math.exp(QUANTILE * uncertainty)
-        self._row = {_key(own): row for row, own in enumerate(params)}
+        self._codes = np.arange(len(latency), dtype=np.int32)[:, None]
 
     def code(self, trial: FrozenTrial) -> Codes | None:
-        row = self._row.get(_key(trial.params))
-        return None if row is None else np.array([row], dtype=np.int32)
+        row = self._row(trial)
+        return None if row is None else self._codes[row]
 
     def params(self, code: Codes) -> Mapping[str, Any]:
-        return self._params[int(code[0])]
+        return self._params(int(code[0]))
 
     def pool(self, seen: Collection[bytes], front: Codes, rng: np.random.Generator) -> Codes:  # noqa: ARG002
-        rows = np.arange(len(self._latency), dtype=np.int32)
-        gone = np.frombuffer(b"".join(seen), dtype=np.int32)
-        return np.delete(rows, gone)[:, None]
+        return np.delete(self._codes, np.frombuffer(b"".join(seen), dtype=np.int32), axis=0)
 
     def features(self, codes: Codes) -> Features:
         return self._features[codes.reshape(-1)]
@@ -164,10 +168,6 @@ class TableCandidates:
     def latency(self, codes: Codes) -> tuple[Floats, Floats, Floats]:
         own = self._latency[codes.reshape(-1)]
         return own, own / self._factor, own * self._factor
-
-
-def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(params.items()))
 
 
 class SpaceCandidates:

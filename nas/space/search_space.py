@@ -171,6 +171,10 @@ class SearchSpace:
                 if option != now.get(choices.slot.name):
                     yield self._architecture({**now, choices.slot.name: option}.values())
 
+    def describe(self, architecture: Architecture) -> dict[str, str]:
+        """Changed slot -> text for people."""
+        return architecture.describe(self.skeleton)
+
     def params(self, architecture: Architecture) -> Params | None:
         """Parameters whose `draw` gives this architecture; None for a non-member (as the skeleton may be)."""
         now = {p.slot: p for p in architecture.placements}
