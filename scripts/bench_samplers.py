@@ -20,6 +20,10 @@ evaluation only with such an error (of the logarithm), as those of a latency mod
 from __future__ import annotations
 
 import argparse
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the arrays are small: more threads only wait for each other
+
 import json
 import math
 import time

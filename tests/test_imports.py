@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "nas").rglob("*.py"))
 COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits"}
 ARROWS = {
     "nas": {"api", "blocks"},
-    "cli": {"api", "blocks", "finish", "quote", "review", "runs", "yolo"},
+    "cli": {"api", "simulate", "blocks", "finish", "quote", "review", "runs", "yolo"},
     "api": {"blocks", "run", "reprice", "session", "dry_run", "devices", "latency", "review", "runs", "dataset", "hardware"},
     "reprice": {"advice", "run", "outcome", "execution", "latency", "review", "runs", "hardware", "cache"},
     "devices": {"advice", "execution", "latency", "runs"},
@@ -57,6 +57,19 @@ ARROWS = {
         "cache",
     },
     "proposals": {"pricing", "runs", "search"},
+    "simulate": {
+        "study",
+        "proposals",
+        "pricing",
+        "jobs",
+        "session",
+        "outcome",
+        "execution",
+        "latency",
+        "review",
+        "runs",
+        "search",
+    },
     "under_way": {"jobs", "execution"},
     "hopeless": {"pricing", "execution", "runs"},
     "study": {
@@ -91,7 +104,7 @@ ARROWS = {
     "config": set(),
     "errors": set(),
     "seeds": set(),
-    "files": set(),
+    "scipy": {"nas.search.surrogate", "nas.search.acquisition", "nas.simulate"},
     "catalog": set(),
     "limits": set(),
     "space": set(),

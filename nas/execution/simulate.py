@@ -63,6 +63,7 @@ class SimulatedExecutor:
         self._clock, self._faults, self._seed = clock, faults, seed
         self._workers = workers
         self._began: dict[str, float] = {}  # by attempt, in the order of their starts
+        self._ends: dict[str, int] = {}  # the order of what is to come of each
         self._order = itertools.count()
         # (when, order, what): an event, or by how many the workers change
         self._coming: list[tuple[float, int, Event | int]] = []
@@ -93,15 +94,15 @@ class SimulatedExecutor:
         self._count()
         self._began[attempt.key] = self._clock.now
         seconds, event = self._fate(attempt)
-        self._plan(self._clock.now + seconds, event)
+        self._ends[attempt.key] = self._plan(self._clock.now + seconds, event)
 
     def poll(self, timeout: float) -> list[Event]:
         """What happens next, within `timeout` seconds of virtual time; without limit, whatever comes first."""
         until = self._clock.now + timeout
         events: list[Event] = []
         while self._coming and self._coming[0][0] <= until:
-            when, _, what = heapq.heappop(self._coming)
-            if not isinstance(what, int) and what.key not in self._began:
+            when, order, what = heapq.heappop(self._coming)
+            if not isinstance(what, int) and self._ends.get(what.key) != order:
                 continue  # it was stopped, or has lost its worker
             self._clock.now = max(self._clock.now, when)
             self._count()
@@ -114,14 +115,22 @@ class SimulatedExecutor:
 
     def stop(self, key: str) -> float:
         self._count()
-        return self._clock.now - self._began.pop(key, self._clock.now)
+        return self._forget(key)
 
     def close(self) -> None:
         self._began.clear()
+        self._ends.clear()
         self._coming.clear()
 
-    def _plan(self, when: float, what: Event | int) -> None:
-        heapq.heappush(self._coming, (when, next(self._order), what))
+    def _plan(self, when: float, what: Event | int) -> int:
+        order = next(self._order)
+        heapq.heappush(self._coming, (when, order, what))
+        return order
+
+    def _forget(self, key: str) -> float:
+        """An attempt runs no more; the seconds that it ran, 0 for an unknown one."""
+        self._ends.pop(key, None)
+        return self._clock.now - self._began.pop(key, self._clock.now)
 
     def _fate(self, attempt: Attempt) -> tuple[float, Event]:
         """After how many seconds an attempt ends, and how."""
@@ -136,14 +145,14 @@ class SimulatedExecutor:
         return seconds, Result(attempt.key, attempt.payload["data"], seconds)
 
     def _end(self, event: Event) -> Event:
-        del self._began[event.key]
+        self._forget(event.key)
         return replace(event, data={**event.data, ENDED: self._clock.now}) if isinstance(event, Result) else event
 
     def _change(self, workers: int) -> list[Event]:
         """Workers come, or go: of those that go, the ones that began last lose what they do."""
         self._workers = max(0, self._workers + workers)
         lost: Sequence[str] = list(self._began)[self._workers :]
-        return [Lost(key, "simulated loss of its host", self._clock.now - self._began.pop(key)) for key in lost]
+        return [Lost(key, "simulated loss of its host", self._forget(key)) for key in lost]
 
     def _count(self) -> None:
         """Add up the workers' time since the last change."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -214,8 +214,13 @@ def rich_table(records: Sequence[Record], summary: RunSummary) -> Table:
     table.add_column("placement", overflow="fold")
     for line in lines:
         slots = [printable(f"{slot} {what}") for slot, what in line.record.placement.items()]
+        placed = ("; " if summary.simulated else "\n").join(slots) or "all kept"
         style = "dim" if not line.on_front else "bold" if line.cells[0] else ""
-        table.add_row(*(Text(line.cells[i]) for i in shown), Text(("; " if summary.simulated else "\n").join(slots) or "all kept"), style=style)
+        table.add_row(
+            *(Text(line.cells[i]) for i in shown),
+            Text(placed),
+            style=style,
+        )
     return table
 
 
@@ -254,23 +259,18 @@ def write_json(records: Sequence[Record], path: Path, summary: RunSummary | None
     write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
 
-def _rows(records: Sequence[Record], noise: float | None) -> list[dict[str, object]]:
+def _rows(records: Sequence[Record], noise: float | None) -> Iterator[dict[str, object]]:
     front = front_of(records)
     alike_to = alike_of(front, noise)
     named, members = picks_of(front), {id(r) for r in front}
-    derived = [
-        {
+    for r in records:
+        more = {
             "front": id(r) in members,
             "pick": "+".join(which for which, member in named.items() if member is r),
             "placement": placement_text(r),
             "alike": "+".join(map(str, alike_to.get(r.trial, []))),
         }
-        for r in records
-    ]
-    return [
-        {name: more[name] if name in more else getattr(r, name) for name in COLUMNS if name != "slot.*"}
-        for r, more in zip(records, derived, strict=True)
-    ]
+        yield {name: more[name] if name in more else getattr(r, name) for name in COLUMNS if name != "slot.*"}
 
 
 def _field(value: object) -> str:

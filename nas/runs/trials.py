@@ -88,7 +88,9 @@ class TrialFolders:
 
     def dominated(self, score: float, latency_ms: float) -> bool:
         """Whether a trial that is on the front by now is as good and as fast."""
-        fast = bisect_right(self._latencies, latency_ms)  # along the front mAP rises with latency: the last of these is the best
+        fast = bisect_right(
+            self._latencies, latency_ms
+        )  # along the front mAP rises with latency: the last of these is the best
         return fast > 0 and self._maps[fast - 1] >= score
 
     def failed(self, number: int, reason: str, detail: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.search.acquisition import Steps, chance_within, expected_excess, expected_hypervolume_gain
-from nas.search.surrogate import Floats, Form, Inputs, Surrogate, condition, fit
+from nas.search.surrogate import Believing, Floats, Form, Inputs, Surrogate, condition, fit
 from nas.seeds import derive
 from nas.space.features import Features
 
@@ -29,8 +29,8 @@ BOLDNESS = 1.5  # on the model's deviations: it takes its most probable hyperpar
 WINNER_FIRST, WINNER_EVERY = 20, 2  # under a limit, so many proposals go for the best within it, then one of so many
 LEAST_CHANCE = 0.05  # to hold the limit, where latencies are uncertain
 LOOKED_AT = 10_000  # candidates that one proposal considers, drawn anew for each
-SHORTLIST = 2_000  # of these, once results are many, so many that a coarse model likes are shown to the full one
-COARSE, FITTED, KEPT = 64, 200, 1_000  # results that the coarse model, the hyperparameters and the full model are given
+SHORTLIST = 1_000  # of these, once results are many, so many that a coarse model likes are shown to the full one
+COARSE, FITTED, KEPT = 64, 200, 600  # results that the coarse model, the hyperparameters and the full model are given
 EVERY_FIT = 64  # up to so many results hyperparameters are fitted at each, then at every sixteenth of a power of two
 
 
@@ -158,7 +158,7 @@ def _most_promising(
     rows = _telling(behind[:at], FITTED, seed)
     theta = fits.get(form, inputs[rows], errors[rows])
 
-    def model(size: int) -> Surrogate:
+    def model(size: int) -> Surrogate | Believing:
         rows = _telling(behind, size, seed)
         own = condition(form, theta, inputs[rows], errors[rows])
         return own.believing(waiting) if len(waiting) else own
@@ -169,7 +169,7 @@ def _most_promising(
     all_errors = np.concatenate((errors, believed))
     all_x = np.concatenate((x, np.log(running.latency)))
 
-    def gains(surrogate: Surrogate, rows: Rows) -> Floats:
+    def gains(surrogate: Surrogate | Believing, rows: Rows) -> Floats:
         points = pool[rows]
         mean, deviation = surrogate.predict(Inputs.of(frame.features(points)))
         deviation = BOLDNESS * deviation  # not of the noise: a lucky training is no better architecture
@@ -182,7 +182,7 @@ def _most_promising(
         return chance[rows] * expected_hypervolume_gain(steps, mean, deviation, np.log(points.latency))
 
     rows = np.arange(len(pool))
-    if len(done) > COARSE * 4 and len(pool) > SHORTLIST:
+    if len(done) > COARSE and len(pool) > SHORTLIST:
         rows = np.argsort(-gains(model(COARSE), rows), kind="stable")[:SHORTLIST]
     return int(rows[np.argmax(gains(full, rows))])
 

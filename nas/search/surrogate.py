@@ -15,7 +15,7 @@ Sources: C. E. Rasmussen and C. K. I. Williams, "Gaussian Processes for Machine 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -52,9 +52,6 @@ class Inputs:
 
     def __getitem__(self, rows: NDArray[np.intp] | slice) -> Inputs:
         return Inputs(self.effects[rows], self.points[rows])
-
-    def joined(self, other: Inputs) -> Inputs:
-        return Inputs(np.vstack((self.effects, other.effects)), np.vstack((self.points, other.points)))
 
 
 @dataclass(frozen=True)
@@ -112,24 +109,55 @@ class Surrogate:
 
     def predict(self, inputs: Inputs) -> tuple[Floats, Floats]:
         """Mean and standard deviation of log error, without the noise of a training."""
+        mean, variance, _ = self.posterior(inputs)
+        return mean, self.deviation(variance)
+
+    def posterior(self, inputs: Inputs) -> tuple[Floats, Floats, Floats]:
+        """Mean of log error; variance in the model's scale; and what it is made of, see `half`."""
         across = kernel(self.form, self.theta, self.inputs, inputs)
         half = solve_triangular(self._factor, across, lower=True)
         variance = variances(self.form, self.theta, inputs) - np.einsum("ij,ij->j", half, half)
-        return (
-            self.mean + self.spread * (across.T @ self._weights),
-            self.spread * np.sqrt(np.maximum(variance, JITTER)),
-        )
+        return self.mean + self.spread * (across.T @ self._weights), variance, half
 
-    def believing(self, inputs: Inputs) -> Surrogate:
+    def half(self, inputs: Inputs) -> Floats:
+        """The inverse of the Cholesky factor times the covariance of the results with these inputs."""
+        return np.asarray(solve_triangular(self._factor, kernel(self.form, self.theta, self.inputs, inputs), lower=True))
+
+    def deviation(self, variance: Floats) -> Floats:
+        """Of log error, from a variance in the model's scale."""
+        return np.asarray(self.spread * np.sqrt(np.maximum(variance, JITTER)))
+
+    def believing(self, inputs: Inputs) -> Believing:
         """As if these had come out as it expects (kriging believer): the same mean, less doubt around them."""
-        expected = (self.predict(inputs)[0] - self.mean) / self.spread
-        return replace(self, inputs=self.inputs.joined(inputs), targets=np.concatenate((self.targets, expected)))
+        return Believing(self, inputs)
 
     @cached_property
     def leave_one_out(self) -> Floats:
         """Of each result, its log error less what the model says of it without it (hyperparameters kept)."""
         inverse = cho_solve((self._factor, True), np.eye(len(self.targets)))
         return np.asarray(self.spread * self._weights / np.diag(inverse))
+
+
+class Believing:
+    """A model that takes its own expectations of some inputs for results: `Surrogate.believing`.
+
+    The Cholesky factor is extended by them, so that a batch costs little more than a single proposal.
+    """
+
+    def __init__(self, model: Surrogate, believed: Inputs) -> None:
+        self._model, self._believed = model, believed
+        self._half = model.half(believed)
+        gram = kernel(model.form, model.theta, believed, believed) - self._half.T @ self._half
+        gram[np.diag_indices_from(gram)] += math.exp(2 * model.theta[-1]) + JITTER
+        self._factor = cholesky(gram, lower=True)
+
+    def predict(self, inputs: Inputs) -> tuple[Floats, Floats]:
+        """As `Surrogate.predict`."""
+        model = self._model
+        mean, variance, half = model.posterior(inputs)
+        across = kernel(model.form, model.theta, self._believed, inputs) - self._half.T @ half
+        more = solve_triangular(self._factor, across, lower=True)
+        return mean, model.deviation(variance - np.einsum("ij,ij->j", more, more))
 
 
 def fit(form: Form, inputs: Inputs, errors: Floats) -> Floats:
@@ -181,7 +209,11 @@ def _squares(a: Floats, b: Floats) -> Floats:
 
 def _matern(squares: Floats) -> Floats:
     r = np.sqrt(5 * squares)
-    return np.asarray((1 + r + r * r / 3) * np.exp(-r))
+    value = squares * (5 / 3)  # (1 + r + r²/3) exp(-r), in place: arrays of millions
+    value += r
+    value += 1
+    value *= np.exp(np.negative(r, out=r), out=r)
+    return np.asarray(value)
 
 
 @dataclass(frozen=True)

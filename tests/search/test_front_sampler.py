@@ -35,7 +35,11 @@ class Toy:
 
     def sampler(self, seed: int, limit: float | None = None) -> FrontSampler:
         frame = Frame(float(self.latency.min()), float(self.latency.max()), limit)
-        return FrontSampler(TableCandidates(self.features, self.latency, self.params), frame, seed)
+        candidates = TableCandidates(self.features, self.latency, self.row, self.params.__getitem__)
+        return FrontSampler(candidates, frame, seed)
+
+    def row(self, trial: optuna.trial.FrozenTrial) -> int | None:
+        return self.params.index(trial.params) if trial.params in self.params else None
 
     def ask(self, study: optuna.Study) -> tuple[optuna.Trial, int]:
         trial = study.ask()
