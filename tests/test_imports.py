@@ -116,8 +116,15 @@ ARROWS = {
 # Who alone may import a package.
 OWNERS = {
     "ultralytics": {"nas.yolo"},
-    "optuna": {"nas.runs.database", "nas.runs.store", "nas.search.sampler", "nas.search.front_sampler", "nas.proposals"},
-    "scipy": {"nas.search.surrogate", "nas.search.acquisition"},
+    "optuna": {
+        "nas.runs.database",
+        "nas.runs.store",
+        "nas.search.sampler",
+        "nas.search.front_sampler",
+        "nas.proposals",
+        "nas.simulate.space",
+    },
+    "scipy": {"nas.search.surrogate", "nas.search.acquisition", "nas.simulate"},
     "ray": {"nas.execution.ray"},
     # the entrance exam runs a block's own export, which no model and no target stands around
     "onnxruntime": {"nas.latency", "nas.blocks.exam"},

@@ -10,7 +10,7 @@ import click
 from nas.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from nas.run import Run
+    from nas.api import Run
 
 
 class Command(click.Command):
