@@ -23,6 +23,7 @@ from nas.latency.calibrate import calibration_set
 from nas.latency.probes import Probes, minutes, seconds_per_probe, write_probes
 from nas.latency.table import MIN_ROWS, read_table
 from nas.latency.target import TABLE, Target, chosen_because, parse_imgsz
+from nas.prior import Prior, read_prior
 from nas.reprice import Repriced
 from nas.reprice import reprice as repriced
 from nas.review.progress import Progress, Quiet
@@ -60,6 +61,7 @@ def search(
     seed: int = 0,
     weights: str | Path | None = None,
     imitate: bool = False,
+    prior: str | Path | None = None,
     allow_noisy: bool = False,
     name: str | None = None,
     blocks: str | Path | Sequence[str | Path] = (),
@@ -85,10 +87,11 @@ def search(
         gpus_per_trial: a share such as 0.25 lets so many trials share a GPU, each in a process of its own.
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
         imitate: blocks learn from a teacher (`weights`, or one that is trained first), and architectures begin assembled.
+        prior: a run whose results `front` learns from, of the same skeleton; its limit, device or data may differ.
         allow_noisy: count latencies of a machine that is not quiet too, instead of rejecting what cannot be measured well.
         blocks: files with blocks of your own; their code runs, here and in the workers.
         settings: `epochs`, `rungs`, `fraction` of the images, `batch`, `lr0`, `held_out` of the proxies; `confirm`, further
-            seeds of the front.
+            seeds of the front; `stop_when_flat`, see `RunConfig`.
 
     Raises:
         NasError: see its children; nothing is lost by it.
@@ -111,6 +114,7 @@ def search(
         seed=seed,
         weights=weights,
         imitate=imitate,
+        prior=prior,
         allow_noisy=allow_noisy,
         blocks=blocks,
         **settings,
@@ -125,7 +129,7 @@ def search(
         dataset, machine = asked.dataset, Target.parse(asked.config.target).stamp()
         folders.write_manifest(folder, dataset.digest, dataset.names, machine, asked.digest)
     with folders.removed_on_failure(folder, StartError):
-        return run_session(folder, asked.config, dataset, progress or Quiet(), command, [asked.note])
+        return run_session(folder, asked.config, dataset, progress or Quiet(), command, asked.notes, asked.prior)
 
 
 def dry_run(*, progress: Progress, **options: Any) -> list[str]:
@@ -139,7 +143,7 @@ def dry_run(*, progress: Progress, **options: Any) -> list[str]:
     asked = _check(**options)
     blocks = [str(path.absolute()) for path in asked.files]
     lines = forecast(asked.config, asked.space, asked.dataset, blocks, asked.digest, progress.say)
-    return [asked.note, *lines]
+    return [*asked.notes, *lines]
 
 
 def resume(
@@ -263,7 +267,8 @@ class _Asked:
     own: list[BlockSpec]
     dataset: Dataset
     digest: str | None
-    note: str
+    notes: list[str]
+    prior: Prior
 
 
 def _check(
@@ -285,6 +290,7 @@ def _check(
     seed: int,
     weights: str | Path | None,
     imitate: bool,
+    prior: str | Path | None,
     allow_noisy: bool,
     blocks: str | Path | Sequence[str | Path],
     **settings: Any,
@@ -306,6 +312,14 @@ def _check(
     checkpoint = None if weights is None else _checkpoint(weights)
     imgsz = _image_size(target, asked.skeleton, imgsz, 192 if data is None else 640)
     measured_on, note = _target(target, imgsz)
+    earlier: Prior = ()
+    notes = [note]
+    if prior is not None:
+        before = folders.find_folder(str(prior))
+        earlier = read_prior(before, asked)
+        notes.append(
+            f"{len(earlier)} architectures that {before} has trained inform the sampler; they are no trials of this run"
+        )
     config = RunConfig(
         data=BUILT_IN if data is None else str(dataset.yaml),
         space=str(space),
@@ -320,12 +334,13 @@ def _check(
         allow_noisy=allow_noisy,
         weights=None if checkpoint is None else str(checkpoint),
         imitate=imitate,
+        prior=None if prior is None else str(prior),
         **parse_limits(max_latency, max_params, max_macs, max_size),
         **settings,
     )
     _admit(own, asked)
     digest = None if checkpoint is None else _digest(checkpoint)
-    return _Asked(config, path, asked, files, list(own), dataset, digest, note)
+    return _Asked(config, path, asked, files, list(own), dataset, digest, notes, earlier)
 
 
 def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -166,6 +166,9 @@ class RunConfig:
         workers: trials trained at the same time.
         device: `cpu` or `cuda`, what proxies train on.
         seed: of every random draw, together with the trial number.
+        prior: run whose trials `front` learns from, or None.
+        stop_when_flat: a search proposes nothing more when an hour of a device is expected to raise the hypervolume by less
+            than this share, or None.
         allow_noisy: whether a latency of a machine that is not quiet counts, marked and with a wider interval.
     """
 
@@ -192,6 +195,8 @@ class RunConfig:
     workers: int = 1
     device: str = "cpu"
     seed: int = 0
+    prior: str | None = None
+    stop_when_flat: float | None = None
     allow_noisy: bool = False
 
     def __post_init__(self) -> None:
@@ -226,6 +231,12 @@ class RunConfig:
         for figure, limit in self.limits.known.items():
             if not 0 < limit < float("inf"):
                 raise InputError(f"the {FIGURES[figure].word} limit is {limit}", "give a limit above 0")
+        for name in ("prior", "stop_when_flat"):
+            if getattr(self, name) is not None and self.sampler != "front":
+                flag = {"prior": "--from"}.get(name, "--stop-when-flat")
+                raise InputError(f"{flag} needs --sampler front, which has a model of the accuracy", f"leave out {flag}")
+        if self.stop_when_flat is not None and not 0 < self.stop_when_flat < 1:
+            raise InputError(f"stop-when-flat is {self.stop_when_flat}", "give a share between 0 and 1, for example 0.005")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}", "give a whole number from 0 on")
         for name, known in (("sampler", SAMPLERS), ("executor", EXECUTORS), ("device", DEVICES)):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,14 +15,18 @@ from optuna.trial import FrozenTrial
 from nas.config import RunConfig
 from nas.pricing import Pricing
 from nas.runs.store import Store
-from nas.search.choose import Frame
-from nas.search.front_sampler import Candidates, Codes, FrontSampler, SpaceCandidates
+from nas.search.belief import Frame
+from nas.search.front_sampler import LEAST_ERROR, Candidates, Codes, Earlier, FrontSampler, SpaceCandidates
+from nas.search.outlook import Outlook
 from nas.search.sampler import FRONT, make_sampler
 from nas.search.surrogate import Floats
 from nas.space.architecture import Architecture
 from nas.space.features import SpaceCodes
 from nas.space.search_space import SearchSpace
 
+# A result on a lower rung, lifted, is off by about so much (in log error); what this says counts as so many results.
+LIFT_DOUBT, LIFT_COUNT = 0.1, 2
+LOOK_GROWTH = 1.05  # so many times the results have something new to say of what is to come
 UNKNOWN = 3.0  # the factor by which a latency may be off of which nothing is known
 SPAN = 2.0  # without a limit, what is slower than so many baselines does not count
 
@@ -35,6 +42,10 @@ class Knowledge(Protocol):
         """As far as is known by now."""
         ...
 
+    def earlier(self, prior: Sequence[tuple[Architecture, float]]) -> Earlier | None:
+        """What an earlier search has trained of these architectures, and its mAP."""
+        ...
+
 
 class ArchitectureOf(Protocol):
     """The architecture of a trial; None where it has none (yet)."""
@@ -48,16 +59,22 @@ class Proposals:
     Args:
         store: the trials so far.
         knowledge: of the space, for `front`.
+        prior: architectures that an earlier search has trained, and their mAP there, for `front`.
 
     Attributes:
         open_again: rejected trials that may be proposed again, as the limits have changed.
+        outlook: what `front` expected the last time that it was asked to look, see `look`.
     """
 
-    def __init__(self, config: RunConfig, store: Store, knowledge: Knowledge) -> None:
-        self._config, self._store, self._knowledge = config, store, knowledge
+    def __init__(
+        self, config: RunConfig, store: Store, knowledge: Knowledge, prior: Sequence[tuple[Architecture, float]] = ()
+    ) -> None:
+        self._config, self._store, self._knowledge, self._prior = config, store, knowledge, prior
         self.open_again: set[int] = set()
+        self.outlook: Outlook | None = None
         self._front: FrontSampler | None = None
-        self._lifts: list[float] = []
+        self._lifts: list[Lift] = []
+        self._looked = 0
 
     def sampler(self, number: int, fixed: Architecture | None = None) -> BaseSampler:
         """Of trial `number`: what it draws follows from (seed, number, what is known so far). It draws nothing where the
@@ -68,20 +85,29 @@ class Proposals:
         frame = self._knowledge.frame()
         if self._front is None:
             candidates = self._knowledge.candidates(self._architecture)
-            self._front = FrontSampler(candidates, frame, self._config.seed, accuracy=self._accuracy)
+            earlier = self._knowledge.earlier(self._prior) if self._prior else None
+            self._front = FrontSampler(candidates, frame, self._config.seed, result=self._result, prior=earlier)
         self._front.frame = frame
         self._lifts = lifts([entry.results for entry in self._store.entries if len(entry.results) > 1])
         return self._front
+
+    def look(self, trainings: float) -> None:
+        """Have `outlook` say what so many more trainings would gain, if enough results are new."""
+        results = self._store.tally.ranked
+        if self._front is not None and results >= LOOK_GROWTH * self._looked:
+            self._looked, self.outlook = results, self._front.outlook(trainings) or self.outlook
 
     def _architecture(self, trial: FrozenTrial) -> Architecture | None:
         if trial.number >= len(self._store) or trial.number in self.open_again:
             return None
         return self._store[trial.number].architecture
 
-    def _accuracy(self, trial: FrozenTrial) -> float:
-        """What a trial would have at the highest rung that any has reached."""
+    def _result(self, trial: FrozenTrial) -> tuple[float, float]:
+        """What a trial would have at the highest rung that any has reached, and the doubt of it."""
         entry = self._store[trial.number]
-        return min(1.0, max(0.0, entry.map + sum(self._lifts[len(entry.results) - 1 :])))
+        missing = self._lifts[len(entry.results) - 1 :]
+        accuracy = min(1.0, max(0.0, entry.map + sum(lift.rise for lift in missing)))
+        return accuracy, math.sqrt(sum(lift.doubt**2 for lift in missing))
 
 
 class SpaceKnowledge:
@@ -95,8 +121,18 @@ class SpaceKnowledge:
     def __init__(self, config: RunConfig, space: SearchSpace, pricing: Pricing, store: Store) -> None:
         self._config, self._space, self._pricing, self._store = config, space, pricing, store
 
+    @cached_property
+    def _codes(self) -> SpaceCodes:
+        return SpaceCodes(self._space)
+
+    def earlier(self, prior: Sequence[tuple[Architecture, float]]) -> Earlier | None:
+        members = [(a, score) for a, score in prior if a.is_skeleton or self._space.params(a) is not None]
+        if not members:
+            return None
+        return Earlier(np.array([self._codes.code(a) for a, _ in members]), np.array([score for _, score in members]))
+
     def candidates(self, architecture: ArchitectureOf) -> Candidates:
-        codes = SpaceCodes(self._space)
+        codes = self._codes
 
         def latency(rows: Codes) -> tuple[Floats, Floats, Floats]:
             """Wide intervals, or the baseline's latency for all, as long as little was measured."""
@@ -120,13 +156,26 @@ class SpaceKnowledge:
         return Frame(fastest, slowest, self._config.max_latency_ms, reference_error=1.0)
 
 
-def lifts(climbs: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
-    """By how much mAP rises from each rung to the next, on average over those who were on both.
+@dataclass(frozen=True)
+class Lift:
+    """What comes on top from one rung to the next: by how much mAP rises on average, and by how much the logarithm of its
+    error (1 - mAP) is off then (standard deviation)."""
+
+    rise: float
+    doubt: float
+
+
+def lifts(climbs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Lift]:
+    """From each rung to the next, over those who were on both.
 
     Without it a trial that rests would seem worse than one that was trained longer.
     """
     found = []
     for rung in range(max(map(len, climbs), default=1) - 1):
-        rises = [float(climb[rung + 1]["map"]) - float(climb[rung]["map"]) for climb in climbs if len(climb) > rung + 1]
-        found.append(sum(rises) / len(rises))
+        both = np.array([[float(r["map"]) for r in climb[rung : rung + 2]] for climb in climbs if len(climb) > rung + 1])
+        rise = float(np.mean(both[:, 1] - both[:, 0]))
+        least = np.maximum(1 - np.column_stack((both[:, 0] + rise, both[:, 1])), LEAST_ERROR)
+        away = np.log(least[:, 1]) - np.log(least[:, 0])
+        squares = LIFT_COUNT * LIFT_DOUBT**2 + float(np.sum(away**2))
+        found.append(Lift(rise, math.sqrt(squares / (LIFT_COUNT + len(both)))))
     return found

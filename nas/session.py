@@ -26,6 +26,7 @@ from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
 from nas.outcome import Tables
 from nas.pricing import POLL_SECONDS, Pricing
+from nas.prior import Prior, keep_prior, kept_prior
 from nas.proposals import Proposals, SpaceKnowledge
 from nas.review.progress import Progress, Status
 from nas.review.record import metric_of
@@ -44,9 +45,17 @@ log = logging.getLogger("nas")
 
 
 def run_session(
-    folder: Path, config: RunConfig, dataset: Dataset, progress: Progress, command: str, notes: Sequence[str] = ()
+    folder: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    progress: Progress,
+    command: str,
+    notes: Sequence[str] = (),
+    prior: Prior = (),
 ) -> Run:
     """Search, or go on searching, in a run folder; `notes` are shown and kept in its log.
+
+    A new search begins with the results of another one (`prior`); a resumed one has kept them.
 
     Raises:
         NasError: see `Study.run`; also when the folder is in use or can no longer be written. The store keeps whatever
@@ -55,6 +64,8 @@ def run_session(
     with folders.locked(folder), writing(folder), _log_file(folder / "search.log"):
         folders.write_config(folder, config, command)
         store = Store(folder, create=not (folder / "study.db").is_file())
+        if prior:
+            keep_prior(store, prior)
         space = read_space(folder / "space.yaml")
         blocks = [str(path.absolute()) for path in folders.block_files(folder)]
         ledger = Ledger(Budget.parse(config.budget), store)
@@ -112,7 +123,7 @@ def run_session(
                         store=store,
                         executor=executor,
                         pricing=pricing,
-                        proposals=Proposals(config, store, SpaceKnowledge(config, space, pricing, store)),
+                        proposals=Proposals(config, store, SpaceKnowledge(config, space, pricing, store), kept_prior(store)),
                         ledger=ledger,
                         jobs=jobs,
                         folders=trials,

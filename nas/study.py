@@ -42,6 +42,8 @@ MAX_ATTEMPTS = 3
 MISSES = 5
 MANY_MISSES = 500
 DRAWS = 200
+HOUR = 3600.0
+FLAT_RESULTS = 20  # before so many results nobody can say that no more is to be found
 EVERYTHING_TRIED = "every architecture of the space was tried"
 NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden or known"
 INTERRUPTED = "interrupted"
@@ -341,6 +343,7 @@ class Study:
             self._reject(number, "repeat")
             return
         self._seen.add(architecture.id)
+        self._look_ahead()
         rule = self._space.forbidding_rule(architecture, self._config.imgsz)
         if rule is not None and not architecture.is_skeleton:
             self._reject(number, f"forbidden: {rule.text}")
@@ -349,6 +352,16 @@ class Study:
             self._reject(number, f"invalid: {refusal}")
             return
         self._price(number)
+
+    def _look_ahead(self) -> None:
+        """What more of the budget would be worth; the end of proposing where that is less than was asked for."""
+        ranked, least = self._store.tally.ranked, self._config.stop_when_flat
+        if not ranked:
+            return
+        self._proposals.look(HOUR * ranked / max(self._store.tally.charged, 1e-9))
+        outlook = self._proposals.outlook
+        if least is not None and outlook is not None and ranked >= FLAT_RESULTS and outlook.gain < least:
+            self._exhausted = f"flat: another device-hour is expected to raise the hypervolume by {outlook.gain:.2%}"
 
     def _one_within(self, rng: random.Random) -> Architecture | None:
         """A trial's architecture that is within the limits, if some draws find one."""
@@ -519,6 +532,7 @@ class Study:
             wall_seconds=self._ledger.wall_seconds,
             baseline=_point(self._store[0]) if len(self._store) else None,
             taus=self._climb.taus,
+            outlook=self._proposals.outlook,
             best=_point(max(self._folders.front, key=lambda entry: entry.map, default=None)),
         )
 

@@ -39,7 +39,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import InputError, did_you_mean
-from nas.search.choose import Frame
+from nas.search.belief import Frame
 from nas.search.front_sampler import FrontSampler, TableCandidates
 from nas.seeds import derive
 from nas.simulate.share import Share

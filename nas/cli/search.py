@@ -11,7 +11,7 @@ from nas.cli.base import Command, allow_noisy_option, blocks_option, show, show_
 from nas.errors import InputError
 
 SIMULATED = ("simulate", "accuracy", "latency", "features", "gpus", "faults", "rung_tau")
-ALSO_SIMULATED = {"budget", "max_latency", "rungs", "confirm", "sampler", "seed", "name", "quiet"}
+ALSO_SIMULATED = {"budget", "max_latency", "rungs", "confirm", "stop_when_flat", "sampler", "seed", "name", "quiet"}
 
 
 @click.command(cls=Command)
@@ -42,6 +42,17 @@ ALSO_SIMULATED = {"budget", "max_latency", "rungs", "confirm", "sampler", "seed"
 )
 @click.option("--sampler", default="front", show_default=True, help="front, tpe or random: who proposes.")
 @click.option("--weights", metavar="FILE", help="Checkpoint of the skeleton (.pt): what an architecture kept starts from it.")
+@click.option(
+    "--from", "prior", metavar="RUN", help="Learn from a run of the same skeleton; its limit, device or data may differ."
+)
+@click.option(
+    "--stop-when-flat",
+    type=float,
+    is_flag=False,
+    flag_value=0.005,
+    metavar="[SHARE]",
+    help="End when another GPU-hour is expected to raise the hypervolume by less.  [0.005 where no share is given]",
+)
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
 @blocks_option
@@ -81,7 +92,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
         raise InputError(f"{_flag(own[0])} needs --simulate TABLE", "leave it out, or name the table")
     quiet, again, add, dry = (options.pop(name) for name in ("quiet", "resume", "add_budget", "dry_run"))
     settings = parse_settings(options.pop("settings"))
-    named = {name: options.pop(name) for name in ("epochs", "rungs", "confirm", "fraction")}
+    named = {name: options.pop(name) for name in ("epochs", "rungs", "confirm", "fraction", "stop_when_flat")}
     settings |= {name: value for name, value in named.items() if value is not None}
     view = progress(quiet=quiet)
     if again is None:
@@ -140,4 +151,4 @@ def _simulate(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return "--from" if name == "prior" else f"--{name.replace('_', '-')}"

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from nas.review.record import duration
+from nas.search.outlook import Outlook
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,7 +24,8 @@ class Status:
 
     `running` is trial -> (epoch, epochs); `share` of the budget that is used, 0..1; `baseline` and `best` (the best
     within the limit) are (mAP50-95, latency in ms); `gpus_busy` is the share of time in which the GPUs work, 0..1; `taus` are
-    Kendall's between each rung and the next, as far as known.
+    Kendall's between each rung and the next, as far as known; `outlook` is what the accuracy model expects of another hour of
+    a device, and by how much it is off.
     """
 
     phase: str
@@ -36,6 +38,7 @@ class Status:
     best: tuple[float, float] | None
     gpus_busy: float | None = None
     taus: tuple[float | None, ...] = ()
+    outlook: Outlook | None = None
 
     @property
     def facts(self) -> list[str]:
@@ -49,6 +52,8 @@ class Status:
             facts.append(f"best {self.best[0]:.3f} at {self.best[1]:.2f} ms")
         if any(tau is not None for tau in self.taus):
             facts.append("tau between rungs " + ", ".join("?" if tau is None else f"{tau:.2f}" for tau in self.taus))
+        if self.outlook is not None:
+            facts.append(f"model off by {self.outlook.error:.3f} mAP, the next GPU-hour +{self.outlook.gain:.1%} hypervolume")
         if self.gpus_busy is not None:
             facts.append(f"GPUs {self.gpus_busy:.0%} busy")
         return facts

@@ -41,6 +41,12 @@ class Steps:
                 levels.append(float(errors[i]))
         return cls(np.array(starts), np.array(levels), end)
 
+    def area(self, begin: float) -> float:
+        """Between the steps and the reference, from log latency `begin` on, or from the first step where that is faster."""
+        begin = min(begin, float(self.starts[1])) if self.starts.size > 1 else begin
+        starts = np.maximum(self.starts, begin)
+        return float(np.sum((np.append(starts[1:], self.end) - starts) * (self.levels[0] - self.levels)))
+
     def level_at(self, log_latencies: Floats) -> Floats:
         """The error of the step that each log latency lies on."""
         return np.asarray(self.levels[np.searchsorted(self.starts, log_latencies, side="right") - 1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,13 +19,16 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.search.acquisition import QUANTILE, Steps
-from nas.search.choose import Fits, Frame, Points, choose
+from nas.search.acquisition import QUANTILE, Steps, chance_within
+from nas.search.belief import Belief, Evidence, Fits, Frame, Points
+from nas.search.choose import LEAST_CHANCE, LOOKED_AT, choose
+from nas.search.outlook import Outlook
 from nas.search.surrogate import Floats
 from nas.seeds import derive
 from nas.space.architecture import Architecture
 from nas.space.features import Features, SpaceCodes
 
+LEAST_RESULTS = 5  # fewer say nothing of what is to come
 LEAST_ERROR = 1e-3  # of the ceiling: nothing is believed to be more accurate
 Codes = NDArray[np.int32]
 Latency = Callable[[Codes], tuple[Floats, Floats, Floats]]
@@ -51,6 +55,14 @@ class Candidates(Protocol):
     def latency(self, codes: Codes) -> tuple[Floats, Floats, Floats]: ...
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """Results of an earlier search: (rows, slots) candidates of this one, and their accuracies."""
+
+    codes: Codes
+    accuracies: Floats
+
+
 class FrontSampler(BaseSampler):
     """Proposes the candidate with the largest expected gain; never one again before all within the limit were proposed.
 
@@ -59,7 +71,8 @@ class FrontSampler(BaseSampler):
     Args:
         frame: the latencies that count, the limit, the reference; may be replaced between two proposals.
         ceiling: the largest possible accuracy: 1 for mAP, 100 for points.
-        accuracy: of a trial with results; its first value where not given.
+        result: of a trial that has one: its accuracy, and the doubt of it (see `Evidence`); its first value where not given.
+        prior: what an earlier search found.
     """
 
     def __init__(
@@ -68,13 +81,27 @@ class FrontSampler(BaseSampler):
         frame: Frame,
         seed: int,
         ceiling: float = 1.0,
-        accuracy: Callable[[FrozenTrial], float] = lambda trial: trial.values[0],
+        result: Callable[[FrozenTrial], tuple[float, float]] = lambda trial: (trial.values[0], 0.0),
+        prior: Earlier | None = None,
     ) -> None:
-        self._accuracy = accuracy
+        self._result, self._prior = result, prior
         self.frame = frame
         self._candidates, self._seed, self._ceiling = candidates, seed, ceiling
         self._fits = Fits()
         self._params: Mapping[str, Any] = {}
+        self._situation: tuple[Points, Evidence, Points] | None = None
+
+    def outlook(self, trainings: float) -> Outlook | None:
+        """What the model makes of the situation that the latest proposal was made in; None before it speaks."""
+        if self._situation is None or len(self._situation[1]) < LEAST_RESULTS:
+            return None
+        pool, done, running = self._situation
+        belief = Belief(done, running, self._earlier(), self.frame, self._seed, self._fits)
+        chance = chance_within(self.frame.limit_ms, pool.latency, pool.low, pool.high)
+        rng = np.random.default_rng(derive(self._seed, len(done), "outlook"))
+        rows = rng.permutation(np.flatnonzero(chance >= LEAST_CHANCE))[:LOOKED_AT]
+        gain = belief.outlook(pool[rows], chance[rows], trainings) if rows.size else 0.0
+        return Outlook(belief.error / self._ceiling, gain)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """A trial begins: the whole architecture is chosen now, and handed out parameter by parameter."""
@@ -97,18 +124,21 @@ class FrontSampler(BaseSampler):
         told = [(t, code) for t in trials if t.number != number and (code := self._candidates.code(t)) is not None]
         done = [(t, code) for t, code in told if t.state == TrialState.COMPLETE]
         running = [code for t, code in told if t.state in {TrialState.RUNNING, TrialState.WAITING}]
-        accuracy = np.array([self._accuracy(t) for t, _ in done], dtype=np.float64)
+        results = np.array([self._result(t) for t, _ in done], dtype=np.float64).reshape(-1, 2)
         latency = np.array([t.values[1] for t, _ in done], dtype=np.float64)
-        errors = np.maximum(self._ceiling - accuracy, LEAST_ERROR * self._ceiling)
+        errors = np.maximum(self._ceiling - results[:, 0], LEAST_ERROR * self._ceiling)
         done_codes = np.array([code for _, code in done], dtype=np.int32)
         rng = np.random.default_rng(derive(self._seed, number, "pool"))
         seen = {code.tobytes() for _, code in told}
         front = done_codes[_front(errors, latency, self.frame)] if done else done_codes
         codes = self._candidates.pool(seen, front, rng)
         pool = self._points(codes)
-        evaluated = self._points(done_codes, latency) if done else pool[np.arange(0)]
-        waiting = self._points(np.array(running, dtype=np.int32)) if running else pool[np.arange(0)]
-        row = choose(pool, evaluated, errors, waiting, self.frame, self._seed, number, self._fits) if len(codes) else None
+        nothing = pool[np.arange(0)]
+        evaluated = Evidence(self._points(done_codes, latency) if done else nothing, errors, results[:, 1])
+        waiting = self._points(np.array(running, dtype=np.int32)) if running else nothing
+        self._situation = pool, evaluated, waiting
+        frame, prior = self.frame, self._earlier()
+        row = choose(pool, evaluated, waiting, frame, self._seed, number, self._fits, prior) if len(codes) else None
         if row is None:  # everything within the limit was proposed: again, as random search would
             codes = self._candidates.pool(frozenset(), front, rng)
             latency = self._candidates.latency(codes)[0]
@@ -116,6 +146,13 @@ class FrontSampler(BaseSampler):
             within = np.flatnonzero(latency <= limit)
             row = int(rng.choice(within)) if within.size else int(np.argmin(latency))
         return self._candidates.params(codes[row])
+
+    def _earlier(self) -> Evidence | None:
+        """What an earlier search found, with the latencies of this one."""
+        if self._prior is None:
+            return None
+        errors = np.maximum(self._ceiling - self._prior.accuracies, LEAST_ERROR * self._ceiling)
+        return Evidence(self._points(self._prior.codes), errors, np.zeros(len(errors)))
 
     def _points(self, codes: Codes, measured: Floats | None = None) -> Points:
         latency = self._candidates.latency(codes) if measured is None else (measured, measured, measured)

@@ -91,6 +91,7 @@ class Surrogate:
     targets: Floats
     mean: float
     spread: float
+    extra: Floats | float = 0.0  # variance of each target, beyond the noise that all have
 
     @property
     def noise(self) -> float:
@@ -100,7 +101,7 @@ class Surrogate:
     @cached_property
     def _factor(self) -> Floats:
         gram = kernel(self.form, self.theta, self.inputs, self.inputs)
-        gram[np.diag_indices_from(gram)] += math.exp(2 * self.theta[-1]) + JITTER
+        gram[np.diag_indices_from(gram)] += math.exp(2 * self.theta[-1]) + JITTER + self.extra
         return np.asarray(cholesky(gram, lower=True))
 
     @cached_property
@@ -122,6 +123,11 @@ class Surrogate:
     def half(self, inputs: Inputs) -> Floats:
         """The inverse of the Cholesky factor times the covariance of the results with these inputs."""
         return np.asarray(solve_triangular(self._factor, kernel(self.form, self.theta, self.inputs, inputs), lower=True))
+
+    def joint(self, inputs: Inputs) -> tuple[Floats, Floats]:
+        """Mean of log error, and its covariance from one input to another, without the noise of a training."""
+        mean, _, half = self.posterior(inputs)
+        return mean, self.spread**2 * (kernel(self.form, self.theta, inputs, inputs) - half.T @ half)
 
     def deviation(self, variance: Floats) -> Floats:
         """Of log error, from a variance in the model's scale."""
@@ -160,13 +166,17 @@ class Believing:
         return mean, model.deviation(variance - np.einsum("ij,ij->j", more, more))
 
 
-def fit(form: Form, inputs: Inputs, errors: Floats) -> Floats:
-    """The most probable log hyperparameters given errors (above 0). Always from the same start: same results, same fit."""
-    targets = scaled(errors)[0]
-    parts = _Parts.of(form, inputs)
+def fit(form: Form, inputs: Inputs, errors: Floats, doubt: Floats | float = 0.0) -> Floats:
+    """The most probable log hyperparameters given errors (above 0). Always from the same start: same results, same fit.
+
+    Args:
+        doubt: standard deviation of each log error, beyond the noise that all have.
+    """
+    targets, _, spread = scaled(errors)
+    parts, extra = _Parts.of(form, inputs), np.square(doubt / spread)
 
     def loss(theta: Floats) -> tuple[float, Floats]:
-        return negative_log_posterior(form, parts, targets, theta)
+        return negative_log_posterior(form, parts, targets, theta, extra)
 
     found = minimize(
         loss, form.prior[0], jac=True, method="L-BFGS-B", bounds=[(-5, 4)] * form.prior.shape[1], options={"maxiter": FIT_STEPS}
@@ -174,9 +184,10 @@ def fit(form: Form, inputs: Inputs, errors: Floats) -> Floats:
     return np.asarray(found.x)
 
 
-def condition(form: Form, theta: Floats, inputs: Inputs, errors: Floats) -> Surrogate:
-    """The model with these hyperparameters and results."""
-    return Surrogate(form, theta, inputs, *scaled(errors))
+def condition(form: Form, theta: Floats, inputs: Inputs, errors: Floats, doubt: Floats | float = 0.0) -> Surrogate:
+    """The model with these hyperparameters and results; `doubt` as for `fit`."""
+    targets, mean, spread = scaled(errors)
+    return Surrogate(form, theta, inputs, targets, mean, spread, np.square(doubt / spread))
 
 
 def scaled(errors: Floats) -> tuple[Floats, float, float]:
@@ -234,15 +245,17 @@ class _Parts:
         )
 
 
-def negative_log_posterior(form: Form, parts: _Parts, targets: Floats, theta: Floats) -> tuple[float, Floats]:
-    """Of hyperparameters, up to a constant, with its gradient."""
+def negative_log_posterior(
+    form: Form, parts: _Parts, targets: Floats, theta: Floats, extra: Floats | float = 0.0
+) -> tuple[float, Floats]:
+    """Of hyperparameters, up to a constant, with its gradient. `extra`: variances of targets beyond the common noise."""
     n, split = targets.size, form.split
     effects, inverse_squares = np.exp(2 * theta[:split]), np.exp(-2 * theta[split:-2])
     size, noise = math.exp(2 * theta[-2]), math.exp(2 * theta[-1])
     squares = inverse_squares @ parts.squares
     product = size * _matern(squares)
     gram = (OFFSET**2 + effects @ parts.grams + product).reshape(n, n)
-    gram[np.diag_indices(n)] += noise + JITTER
+    gram[np.diag_indices(n)] += noise + JITTER + extra
     factor = cholesky(gram, lower=True)
     weights = cho_solve((factor, True), targets)
     away = (theta - form.prior[0]) / form.prior[1]

@@ -80,6 +80,7 @@ def simulate(
     rungs: int | None = None,
     rung_tau: float | None = None,
     confirm: int = 0,
+    stop_when_flat: float | None = None,
     sampler: str = "front",
     seed: int = 0,
     name: str | None = None,
@@ -99,6 +100,7 @@ def simulate(
         faults: a YAML, see `nas.simulate.faults`.
         rungs: how many; as many as the table has columns for (`acc_at_10`), or 3 where a tau is given.
         rung_tau: Kendall's tau of rungs that the table has no column for, 0.7.
+        stop_when_flat: end when another GPU-hour promises a smaller share of the hypervolume.
         confirm: how often the front's members are trained once more, which takes time and tells nothing new here.
 
     Raises:
@@ -119,6 +121,7 @@ def simulate(
         epochs=max(rungs, RunConfig.epochs),
         rungs=rungs,
         confirm=confirm,
+        stop_when_flat=stop_when_flat,
         sampler=sampler,
         workers=gpus,
         seed=seed,

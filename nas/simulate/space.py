@@ -14,8 +14,8 @@ from nas.execution.executor import Event
 from nas.limits import Limits
 from nas.pricing import Price, Priced, Unpriced
 from nas.proposals import ArchitectureOf
-from nas.search.choose import Frame
-from nas.search.front_sampler import Candidates, TableCandidates
+from nas.search.belief import Frame
+from nas.search.front_sampler import Candidates, Earlier, TableCandidates
 from nas.simulate.table import Table
 from nas.space.architecture import Architecture, Placement
 from nas.space.protocol import Forbids
@@ -138,6 +138,10 @@ class TableKnowledge:
 
     def frame(self) -> Frame:
         return self._frame
+
+    def earlier(self, prior: Sequence[tuple[Architecture, float]]) -> Earlier | None:
+        rows = np.array([[self._space.row(architecture)] for architecture, _ in prior], dtype=np.int32)
+        return Earlier(rows, np.array([score for _, score in prior]))
 
 
 def _text(value: float | str | None) -> str:

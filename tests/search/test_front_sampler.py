@@ -13,7 +13,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from nas.search.choose import Fits, Frame, Points, choose
+from nas.search.belief import Evidence, Fits, Frame, Points
+from nas.search.choose import choose
 from nas.search.front_sampler import FrontSampler, SpaceCandidates, TableCandidates
 from nas.space.features import SpaceCodes, encode
 from nas.space.reader import find_space, read_space
@@ -107,8 +108,7 @@ def test_a_batch_spreads():
     for number in range(10, 22):
         row = choose(
             points[np.array(left)],
-            points[done],
-            errors[done],
+            Evidence(points[done], errors[done], np.zeros(10)),
             points[np.array(batch, dtype=int)],
             Frame(1, 3),
             0,
@@ -127,12 +127,12 @@ def test_with_uncertain_latencies_nothing_hopeless_is_proposed():
     low, high = latency.copy(), latency.copy()
     low[20:], high[20:] = latency[20:] * 0.8, latency[20:] * 1.25
     pool, frame = Points(features, latency, low, high), Frame(1.0, 1.8, limit_ms=1.4)
-    done = pool[np.array([0, 3, 10])]
+    done = Evidence(pool[np.array([0, 3, 10])], np.array([0.6, 0.55, 0.5]), np.zeros(3))
     for number in range(3, 9):
-        row = choose(pool, done, np.array([0.6, 0.55, 0.5]), pool[np.arange(0)], frame, 0, number, Fits())
+        row = choose(pool, done, pool[np.arange(0)], frame, 0, number, Fits())
         assert row is not None
         assert low[row] <= 1.4
-    assert choose(pool, done, np.array([0.6, 0.55, 0.5]), pool[np.arange(0)], Frame(1.0, 1.8, 0.5), 0, 3, Fits()) is None
+    assert choose(pool, done, pool[np.arange(0)], Frame(1.0, 1.8, 0.5), 0, 3, Fits()) is None
 
 
 def test_many_results_and_a_large_pool():
@@ -145,7 +145,8 @@ def test_many_results_and_a_large_pool():
     seen = np.arange(1500)
     frame = Frame(float(latency.min()), float(latency.max()))
     fits = Fits()
-    row = choose(points[np.arange(1500, 26_000)], points[seen], errors[seen], points[np.arange(0)], frame, 0, 1500, fits)
+    done = Evidence(points[seen], errors[seen], np.zeros(1500))
+    row = choose(points[np.arange(1500, 26_000)], done, points[np.arange(0)], frame, 0, 1500, fits)
     assert row is not None
     found = row + 1500
     faster = errors[seen][latency[seen] <= latency[found]]

@@ -1,0 +1,18 @@
+"""What an accuracy model expects of more trainings, as numbers to show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How well the model knows what it was not shown, and what it expects.
+
+    Attributes:
+        error: by how much it is off on average, leaving each result out in turn, as a share of the ceiling (of mAP: in mAP).
+        gain: by which share the hypervolume is expected to rise.
+    """
+
+    error: float
+    gain: float
