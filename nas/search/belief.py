@@ -218,7 +218,7 @@ class Belief:
         mean, covariance = self._alone.joint(Inputs.of(self._frame.features(points[rows])))
         covariance[np.diag_indices_from(covariance)] += JITTER * self._alone.spread**2
         rng = np.random.default_rng(derive(self._seed, self.results, "outlook"))
-        drawn = np.exp(mean[:, None] + cholesky(covariance, lower=True) @ rng.standard_normal((rows.size, DRAWS)))
+        drawn = np.exp(mean[:, None] + BOLDNESS * cholesky(covariance, lower=True) @ rng.standard_normal((rows.size, DRAWS)))
         reference, x = self._reference(mean), np.log(points.latency[rows])
         within = rng.random((rows.size, DRAWS)) < chance[rows][:, None]
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from nas.search.acquisition import Steps
 from nas.search.belief import Evidence, Fits, Frame, Points
 from nas.search.choose import choose
 from nas.search.front_sampler import FrontSampler, SpaceCandidates, TableCandidates
@@ -178,3 +180,28 @@ def test_a_search_space_is_asked_and_told(name):
         assert ms <= 1.5
         study.tell(trial, [0.3 + 0.01 * number, ms])
     assert len({architecture.id for architecture in known.values()}) == 7
+
+
+def test_the_outlook_promises_what_the_next_trainings_give():
+    """Over the whole of five searches: expected and real gains of the next five trainings, as shares of the hypervolume."""
+    expected, real = [], []
+    for seed in range(5):
+        study = optuna.create_study(directions=["maximize", "minimize"], sampler=TOY.sampler(seed))
+        worst = float(1 - TOY.map.min())
+        study.sampler.frame = replace(study.sampler.frame, reference_error=worst)
+        volumes, promised = [], []
+        for _ in range(40):
+            trial, row = TOY.ask(study)
+            outlook = study.sampler.outlook(5)
+            promised.append(outlook and outlook.gain)
+            study.tell(trial, [TOY.map[row], TOY.latency[row]])
+            done = np.array([own.values for own in study.trials])
+            steps = Steps.of(1 - done[:, 0], np.log(done[:, 1]), worst, float(np.log(TOY.latency.max())))
+            volumes.append(steps.area(float(np.log(TOY.latency.min()))))
+        assert promised[:4] == [None] * 4 and outlook.error < 0.02
+        for now in range(8, 35):
+            expected.append(promised[now])
+            real.append(volumes[now + 4] / volumes[now - 1] - 1)
+    assert 0.5 < np.sum(expected) / np.sum(real) < 2
+    early, late = np.array(expected).reshape(5, -1)[:, :9].mean(), np.array(expected).reshape(5, -1)[:, -9:].mean()
+    assert late < early / 2

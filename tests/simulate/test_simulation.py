@@ -111,6 +111,13 @@ def test_faults_cost_time_and_nothing_else(table):
         run(table, faults="faults.yaml")
 
 
+def test_a_search_that_promises_nothing_more_ends_when_asked_to(table):
+    whole, flat = run(table, budget="140trials"), run(table, budget="140trials", stop_when_flat=0.01)
+    assert whole.stopped_because == "budget spent"
+    assert flat.stopped_because.startswith("flat: another device-hour is expected to raise the hypervolume by 0.")
+    assert flat.summary.counts["done"] < 70 and flat.share > 0.95
+
+
 def test_a_thousand_gpus_are_kept_busy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -130,6 +137,7 @@ def test_a_thousand_gpus_are_kept_busy(tmp_path, monkeypatch):
         (["--accuracy", "acc", "--latency", "lat_x", "--data", "x.yaml"], "--data means nothing with --simulate"),
         (["--accuracy", "acc", "--latency", "lat_x", "--gpus", "0"], "workers is 0"),
         (["--accuracy", "acc", "--latency", "lat_x", "--rung-tau", "2"], "rung-tau is 2"),
+        (["--accuracy", "acc", "--latency", "lat_x", "--stop-when-flat", "2"], "stop-when-flat is 2"),
         (["--accuracy", "acc", "--latency", "lat_x", "--features", "p4,widht"], "did you mean 'width'?"),
         (["--accuracy", "acc", "--latency", "lat_x", "--faults", "gone.yaml"], "gone.yaml: no such file"),
     ],
