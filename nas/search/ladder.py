@@ -1,9 +1,10 @@
 """Rungs: which trials that rest are worth a longer training.
 
 Successive halving promotes the best of a rung (ASHA: Li et al., MLSys 2020). On mAP alone that keeps only the slow end of a
-front, since what is fast is seldom among the best. So a trial competes with its neighbours in latency (its *stratum*): it is
-promoted when it is among the best `share` of them, or on the front of its rung, as soon as there are enough neighbours,
-whatever still runs.
+front, since what is fast is seldom among the best. So the front of a rung goes on first, and then whoever is ahead of its
+neighbours in latency (its *stratum*), as soon as there are enough of these, whatever still runs. Plain ASHA lets go on who is
+among the best third of those so far, and by the end that was nearly half of all; here never more than the share go on: who
+waits may still go on later.
 
 The guard: how well a rung foretells the next one is measured on the trials that were on both (Kendall's tau). Where it is
 low, more are promoted; where it is nothing, all.
@@ -12,7 +13,6 @@ low, more are promoted; where it is nothing, all.
 from __future__ import annotations
 
 import math
-from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ FACTOR = 3
 STRATUM = 9
 PAIRS = 8  # fewer say nothing about tau
 # from which tau on, which share is promoted at least
-GUARD = ((0.5, 0.0), (0.3, 1 / 2), (0.1, 2 / 3), (-1.0, 1.0))
+GUARD = ((0.6, 0.0), (0.4, 1 / 2), (0.2, 0.7), (-1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -48,26 +48,34 @@ def promotion(climbers: Sequence[Climber], shares: Sequence[float], *, final: bo
     """The promotion that is due, of the highest rung first, there the one farthest ahead of its stratum; None if none is.
 
     Args:
-        shares: of a stratum that goes on from each rung but the highest, as long as it ranks well.
+        shares: of those on each rung but the highest that go on, as long as it ranks well.
         final: no more will come, so few are enough.
     """
     for rung in reversed(range(len(shares))):
         passed = sorted((c for c in climbers if len(c.scores) > rung), key=lambda c: (c.ms, c.number))
         if len(passed) < STRATUM and not (final and passed):
             continue
+        waiting = [place for place, c in enumerate(passed) if c.rests and len(c.scores) == rung + 1]
         share = share_of(tau_of(climbers, rung), shares[rung])
-        scores = np.array([c.scores[rung] for c in passed])
-        on_front = scores >= np.maximum.accumulate(scores)
-        ahead: list[tuple[int, float, int]] = []
-        for place, climber in enumerate(passed):
-            if climber.rests and len(climber.scores) == rung + 1:
-                stratum = scores[_stratum(place, len(passed))]
-                better = int(np.sum(stratum > climber.scores[rung]))
-                if on_front[place] or better < math.floor(share * len(stratum) + 1e-9):
-                    insort(ahead, (better, float(np.median(stratum)) - climber.scores[rung], climber.number))
-        if ahead:
-            return Promotion(ahead[0][2], rung + 1)
+        full = len(passed) - len(waiting) >= share * len(passed)
+        if not waiting or (full and not final):
+            continue
+        order = _order([c.scores[rung] for c in passed])
+        first = min(waiting, key=order.__getitem__)
+        if not full or order[first][0] == 0:  # in the end, all of the rung's front goes on
+            return Promotion(passed[first].number, rung + 1)
     return None
+
+
+def _order(scores: Sequence[float]) -> list[tuple[int, int, float, int]]:
+    """By what those on a rung, the fastest first, go on before each other: the rung's front, then who leads its stratum."""
+    all_scores = np.array(scores)
+    on_front = all_scores >= np.maximum.accumulate(all_scores)
+    strata = [all_scores[_stratum(place, len(scores))] for place in range(len(scores))]
+    return [
+        (int(not front), int(np.sum(stratum > own)), float(np.median(stratum) - own), place)
+        for place, (front, stratum, own) in enumerate(zip(on_front, strata, scores, strict=True))
+    ]
 
 
 def _stratum(place: int, of: int) -> slice:
@@ -77,7 +85,7 @@ def _stratum(place: int, of: int) -> slice:
 
 
 def share_of(tau: float | None, usual: float = 1 / FACTOR) -> float:
-    """Which share of a stratum is promoted when a rung ranks like that."""
+    """Which share of a rung is promoted when it ranks like that."""
     return usual if tau is None else max(usual, next(share for least, share in GUARD if tau >= least))
 
 

@@ -47,26 +47,19 @@ def of_mean_accuracy(seed: int, tau: float, share: float) -> float:
     return float(np.mean([index in best for index in front_indices(top, ms)]))
 
 
-@pytest.mark.parametrize(("tau", "kept"), [(0.9, 0.95), (0.7, 0.8), (0.4, 0.65), (0.1, 0.85)])
-def test_the_front_gets_to_the_top(tau, kept):
+@pytest.mark.parametrize(("tau", "kept", "cost"), [(0.9, 0.92, 0.34), (0.7, 0.74, 0.36), (0.4, 0.6, 0.6), (0.1, 0.95, 1.0)])
+def test_the_front_gets_to_the_top(tau, kept, cost):
     """More of it than the best on mAP alone would be; and where the rung says little, because more are promoted."""
     found = [(*climb(seed, tau), seed) for seed in range(8)]
     share = float(np.mean([s for _, s, _ in found]))
     assert np.mean([k for k, _, _ in found]) >= kept
-    assert np.mean([k for k, _, _ in found]) > np.mean([of_mean_accuracy(seed, tau, s) for _, s, seed in found])
-    assert share < (0.55 if tau >= 0.7 else 1.0)
+    assert share > 0.99 or np.mean([k for k, _, _ in found]) > np.mean([of_mean_accuracy(seed, tau, s) for _, s, seed in found])
+    assert share <= cost
 
 
 def test_what_a_rung_is_worth_decides_how_many_are_promoted():
-    assert [share_of(tau) for tau in (None, 0.9, 0.5, 0.4, 0.2, 0.0, -0.5)] == [
-        1 / FACTOR,
-        1 / FACTOR,
-        1 / FACTOR,
-        1 / 2,
-        2 / 3,
-        1,
-        1,
-    ]
+    third = 1 / FACTOR
+    assert [share_of(tau) for tau in (None, 0.9, 0.6, 0.5, 0.3, 0.0, -0.5)] == [third, third, third, 1 / 2, 0.7, 1, 1]
     upside_down = [Climber(n, 1.0 + n, (n / 100, 1 - n / 100), rests=False) for n in range(PAIRS)]
     assert tau_of(upside_down, 0) == -1.0 and tau_of(upside_down[1:], 0) is None
     resting = [Climber(50 + n, 1.5 + n, (n / 1000,), rests=True) for n in range(STRATUM)]

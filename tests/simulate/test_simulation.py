@@ -82,9 +82,9 @@ def test_under_a_limit_nothing_slower_is_trained_but_the_baseline_and_its_own_fr
 def test_rungs_that_rank_well_promote_fewer(table):
     good = run(table, sampler="random", budget="140trials", rung_tau=0.95)
     bad = run(table, sampler="random", budget="140trials", rung_tau=0.0)
-    assert good.summary.counts["done"] < bad.summary.counts["done"] <= 140
+    assert good.summary.counts["done"] <= 30 and bad.summary.counts["done"] > 90
     assert "Kendall's tau" in good.summary.meaning
-    assert good.share > 0.9
+    assert good.share > 0.8
 
 
 @pytest.mark.parametrize(("budget", "gpus"), [("20gpu-h", 3), ("90gpu-min", 1), ("2h", 4)])
