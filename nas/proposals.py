@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 from nas.config import RunConfig
 from nas.pricing import Pricing
+from nas.rises import Rises
 from nas.runs.store import Store
 from nas.search.belief import Frame
 from nas.search.front_sampler import LEAST_ERROR, Candidates, Codes, Earlier, FrontSampler, SpaceCandidates
@@ -116,9 +117,13 @@ class SpaceKnowledge:
     Args:
         pricing: what latencies are known by.
         store: the trials so far.
+        rises: what the library of a search by imitation says of codes.
     """
 
-    def __init__(self, config: RunConfig, space: SearchSpace, pricing: Pricing, store: Store) -> None:
+    def __init__(
+        self, config: RunConfig, space: SearchSpace, pricing: Pricing, store: Store, rises: Rises | None = None
+    ) -> None:
+        self._rises = rises
         self._config, self._space, self._pricing, self._store = config, space, pricing, store
 
     @cached_property
@@ -142,7 +147,8 @@ class SpaceKnowledge:
             ms = np.full(len(rows), self._baseline_ms)
             return ms, ms / UNKNOWN, ms * UNKNOWN
 
-        return SpaceCandidates(codes, latency, self._config.imgsz, architecture)
+        extra = None if self._rises is None else partial(self._rises.column, codes)
+        return SpaceCandidates(codes, latency, self._config.imgsz, architecture, extra)
 
     @property
     def _baseline_ms(self) -> float:

@@ -30,6 +30,7 @@ from nas.prior import Prior, keep_prior, kept_prior
 from nas.proposals import Proposals, SpaceKnowledge
 from nas.review.progress import Progress, Status
 from nas.review.record import metric_of
+from nas.rises import Rises
 from nas.run import Run, writing
 from nas.runs import folder as folders
 from nas.runs.ledger import Ledger
@@ -117,13 +118,15 @@ def run_session(
                         store.add_seconds(lane=seconds)
 
                     pricing = Pricing(config, space, dataset.nc, executor, prices, blocks, charge, table)
+                    rises = None if teaching is None else Rises(space, lambda: teaching.library)
+                    knowledge = SpaceKnowledge(config, space, pricing, store, rises)
                     study = Study(
                         config=config,
                         space=space,
                         store=store,
                         executor=executor,
                         pricing=pricing,
-                        proposals=Proposals(config, store, SpaceKnowledge(config, space, pricing, store), kept_prior(store)),
+                        proposals=Proposals(config, store, knowledge, kept_prior(store)),
                         ledger=ledger,
                         jobs=jobs,
                         folders=trials,

@@ -59,6 +59,7 @@ ARROWS = {
         "pricing",
         "proposals",
         "prior",
+        "rises",
         "study",
         "run",
         "outcome",
@@ -71,7 +72,8 @@ ARROWS = {
         "cache",
     },
     "prior": {"run", "runs"},
-    "proposals": {"pricing", "runs", "search"},
+    "proposals": {"rises", "pricing", "runs", "search"},
+    "rises": {"imitation"},
     "simulate": {
         "study",
         "proposals",

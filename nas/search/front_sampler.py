@@ -215,14 +215,21 @@ class SpaceCandidates:
         latency: of many codes at once.
         imgsz: for the rules of the space.
         architecture: of a trial; None where it has none (yet).
+        extra: one more number of many codes, in [-1/2, 1/2], that may foretell the accuracy.
     """
 
     ENUMERATED = 50_000
     DRAWN = 20_000
 
     def __init__(
-        self, codes: SpaceCodes, latency: Latency, imgsz: int, architecture: Callable[[FrozenTrial], Architecture | None]
+        self,
+        codes: SpaceCodes,
+        latency: Latency,
+        imgsz: int,
+        architecture: Callable[[FrozenTrial], Architecture | None],
+        extra: Callable[[Codes], Floats] | None = None,
     ) -> None:
+        self._extra = extra
         self._codes, self._latency, self._imgsz, self._architecture = codes, latency, imgsz, architecture
         self._known: dict[int, tuple[Architecture, Codes]] = {}
 
@@ -250,7 +257,8 @@ class SpaceCandidates:
         return allowed if len(allowed) or seen else found  # where rules forbid everything, whoever asked is told by them
 
     def features(self, codes: Codes) -> Features:
-        return self._codes.features(codes)
+        found = self._codes.features(codes)
+        return found if self._extra is None else found.with_number(self._extra(codes))
 
     def latency(self, codes: Codes) -> tuple[Floats, Floats, Floats]:
         return self._latency(codes)

@@ -101,11 +101,12 @@ class SpaceCodes:
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
         self._options: list[list[Placement | None]] = [list(choices.options) for choices in space.slots]
+        # What the numbers of a code stand for, slot by slot.
         baseline: list[Placement | None] = [None]  # where it is no option, the skeleton's own row is encoded all the same
-        self._listed = [own if None in own else own + baseline for own in self._options]
+        self.listed = [own if None in own else own + baseline for own in self._options]
         self._verdicts: dict[tuple[int, int, bytes], bool] = {}
-        self._number = [{option: number for number, option in enumerate(own)} for own in self._listed]
-        tables = [encode(_columns(choices, listed)) for choices, listed in zip(space.slots, self._listed, strict=True)]
+        self._number = [{option: number for number, option in enumerate(own)} for own in self.listed]
+        tables = [encode(_columns(choices, listed)) for choices, listed in zip(space.slots, self.listed, strict=True)]
         self._tables = [table.points for table in tables]
         offsets = np.cumsum([0, *(len(table.numeric) for table in tables)])
         self._groups = np.concatenate([table.groups + offset for table, offset in zip(tables, offsets[:-1], strict=True)])
@@ -146,7 +147,7 @@ class SpaceCodes:
         return np.array([number[placed.get(name)] for number, name in zip(self._number, names, strict=True)], dtype=np.int32)
 
     def architecture(self, code: NDArray[np.int32]) -> Architecture:
-        placements = [own[number] for own, number in zip(self._listed, code, strict=True)]
+        placements = [own[number] for own, number in zip(self.listed, code, strict=True)]
         return Architecture(self.space.skeleton.name, tuple(sorted((p for p in placements if p), key=lambda p: p.layer)))
 
     def allowed(self, codes: NDArray[np.int32], imgsz: int) -> NDArray[np.bool_]:
@@ -160,7 +161,7 @@ class SpaceCodes:
             for row, combination in enumerate(combinations):
                 key = (index, imgsz, combination.tobytes())
                 if key not in self._verdicts:
-                    listed = [self._listed[slot][number] for slot, number in zip(slots, combination, strict=True)]
+                    listed = [self.listed[slot][number] for slot, number in zip(slots, combination, strict=True)]
                     placed = tuple(sorted((p for p in listed if p), key=lambda p: p.layer))
                     partial = Architecture(self.space.skeleton.name, placed)
                     self._verdicts[key] = self.space.breaks(rule, partial, imgsz)
