@@ -37,7 +37,7 @@ class Rises:
         for slot, table in enumerate(tables):
             total += table[rows[:, slot]]
         most = sum(float(table.max()) for table in tables)
-        return np.sqrt(total / most) - 0.5 if most > 0 else total
+        return np.asarray(np.sqrt(total / most) - 0.5 if most > 0 else total)
 
     def _table(self, options: list[Placement | None]) -> Floats:
         """The rise of each option of a slot; the skeleton's own row has none."""
