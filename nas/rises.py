@@ -43,7 +43,7 @@ class Rises:
         """The rise of each option of a slot; the skeleton's own row has none."""
         rises = np.array([0.0 if option is None else self._rise(option) for option in options])
         known = rises[np.isfinite(rises)]
-        return np.nan_to_num(rises, nan=float(known.mean()) if known.size else 0.0)
+        return np.where(np.isfinite(rises), rises, float(known.mean()) if known.size else 0.0)
 
     def _rise(self, placement: Placement) -> float:
         if placement not in self._known:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky
 
-from nas.search.acquisition import Steps, expected_excess, expected_hypervolume_gain
+from nas.search.acquisition import QUANTILE, Steps, expected_excess, expected_hypervolume_gain
 from nas.search.surrogate import JITTER, Believing, Floats, Form, Inputs, Surrogate, condition, fit
 from nas.seeds import derive
 from nas.space.features import Features
@@ -188,8 +188,14 @@ class Belief:
             within = self._all_errors[self._all_x <= self._frame.end]
             best = float(within.min() if within.size else self._all_errors.max())
             return expected_excess(best, mean, deviation)
-        steps = Steps.of(self._all_errors, self._all_x, self._reference(mean), self._frame.end)
-        return expected_hypervolume_gain(steps, mean, deviation, np.log(points.latency))
+        steps, x = Steps.of(self._all_errors, self._all_x, self._reference(mean), self._frame.end), np.log(points.latency)
+        uncertain = np.log(points.high / points.low) / (2 * QUANTILE)
+        if not uncertain.any():
+            return expected_hypervolume_gain(steps, mean, deviation, x)
+        # Where latencies are uncertain, the mean over them (Gauss-Hermite with three nodes).
+        nodes = ((1 / 6, -math.sqrt(3)), (2 / 3, 0.0), (1 / 6, math.sqrt(3)))
+        gains = (weight * expected_hypervolume_gain(steps, mean, deviation, x + at * uncertain) for weight, at in nodes)
+        return np.asarray(sum(gains, np.zeros(len(points))))
 
     def _reference(self, mean: Floats) -> float:
         known = self._frame.reference_error
