@@ -5,11 +5,14 @@ It is read once, when the new run begins, and kept in its store: the old run may
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nas.errors import InputError
+from nas.files import write_whole
 from nas.run import Run
 from nas.runs.store import Store
 from nas.space.architecture import Architecture
@@ -37,9 +40,13 @@ def read_prior(folder: Path, space: SearchSpace) -> list[tuple[Architecture, flo
     return found
 
 
-def keep_prior(store: Store, prior: Prior) -> None:
-    """Write what was read into the store of the new run."""
+def keep_prior(store: Store, folder: Path, space: SearchSpace, prior: Prior) -> None:
+    """Write what was read into the store of the new run and, for people, into its prior.csv. Raises OSError."""
     store.put_fact(FACT, [{"architecture": a.to_dict(), "map": score} for a, score in prior])
+    rows = [(a.id, f"{score:.6g}", a.text(space.skeleton)) for a, score in prior]
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([("id", "map", "placement"), *rows])
+    write_whole(folder / "prior.csv", buffer.getvalue())
 
 
 def kept_prior(store: Store) -> list[tuple[Architecture, float]]:

@@ -65,9 +65,9 @@ def run_session(
     with folders.locked(folder), writing(folder), _log_file(folder / "search.log"):
         folders.write_config(folder, config, command)
         store = Store(folder, create=not (folder / "study.db").is_file())
-        if prior:
-            keep_prior(store, prior)
         space = read_space(folder / "space.yaml")
+        if prior:
+            keep_prior(store, folder, space, prior)
         blocks = [str(path.absolute()) for path in folders.block_files(folder)]
         ledger = Ledger(Budget.parse(config.budget), store)
         checkpoint = folders.read_manifest(folder).get("weights_digest")

@@ -96,7 +96,11 @@ def test_what_a_run_trained_is_read_once_and_kept(run, tmp_path_factory):
     assert [score for _, score in found] == pytest.approx([0.1, 0.2, 0.3]) and found[0][0].is_skeleton
     own = Store(folder := tmp_path_factory.mktemp("new"), create=True)
     assert kept_prior(own) == []
-    keep_prior(own, found)
+    keep_prior(own, folder, space, found)
+    assert [line.split(",")[:2] for line in (folder / "prior.csv").read_text().splitlines()[:2]] == [
+        ["id", "map"],
+        [space.baseline.id, "0.1"],
+    ]
     assert kept_prior(Store(folder, create=False)) == found
     assert len(own) == 0
 

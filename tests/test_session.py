@@ -155,9 +155,9 @@ def test_tables_wait_in_proportion_to_what_they_cost(run, monkeypatch):
         written.append(now)
 
     monkeypatch.setattr(outcome, "write_tables", write)
-    skeleton = read_space(run.folder / "space.yaml").skeleton
+    space = read_space(run.folder / "space.yaml")
     ledger = Ledger(Budget.parse(config.budget), store)
-    tables = Tables(run.folder, config, skeleton, store, ledger, clock=lambda: now)
+    tables = Tables(run.folder, config, space, store, ledger, clock=lambda: now)
     tables.update()
     assert written == []  # nothing has happened yet
     for cost, rest in ((0.0, TABLES_SECONDS), (2.0, 2.0 / TABLES_SHARE), (0.0, TABLES_SECONDS)):  # noqa: B007  (write reads it)

@@ -53,7 +53,7 @@ class Status:
         if any(tau is not None for tau in self.taus):
             facts.append("tau between rungs " + ", ".join("?" if tau is None else f"{tau:.2f}" for tau in self.taus))
         if self.outlook is not None:
-            facts.append(f"model off by {self.outlook.error:.3f} mAP, the next GPU-hour +{self.outlook.gain:.1%} hypervolume")
+            facts.append(f"model off by {self.outlook.error:.3f} mAP, another device-hour {self.outlook.rise}")
         if self.gpus_busy is not None:
             facts.append(f"GPUs {self.gpus_busy:.0%} busy")
         return facts

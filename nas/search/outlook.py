@@ -16,3 +16,8 @@ class Outlook:
 
     error: float
     gain: float
+
+    @property
+    def rise(self) -> str:
+        """The gain in words."""
+        return f"+{self.gain:.1%} hypervolume" if self.gain < 1 else f"{1 + self.gain:.3g} times the hypervolume"
