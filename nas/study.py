@@ -212,7 +212,8 @@ class Study:
             self._start()
         elif not self._pricing.busy and not self._stopping:
             self._use_lane()
-        if not self._running and not self._pricing.under_way and self._executor.free:
+        over = self._stopping or self._ledger.exhausted(())
+        if not self._running and not self._pricing.under_way and (self._executor.free or over):
             self._start()  # settling may have changed the front
             if not self._running:
                 # what still waits in the queue no longer fits: it stays queued for a larger budget

@@ -10,27 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.config import Budget, RunConfig, parse_latency
+from nas.config import RunConfig, parse_latency
 from nas.errors import InputError
-from nas.execution.simulate import ENDED, Clock, Faults, SimulatedExecutor
+from nas.execution.simulate import ENDED, Faults
 from nas.files import write_whole
 from nas.outcome import certainty, counts_of, records_of, rung_words
-from nas.proposals import Proposals
 from nas.review.picture import write_png
 from nas.review.progress import Progress, Quiet, Status
 from nas.review.record import Record, RunSummary, duration
 from nas.review.table import front_of, write_csv, write_json
 from nas.runs import folder as folders
-from nas.runs.ledger import Ledger
 from nas.runs.store import Store
-from nas.runs.trials import TrialFolders
-from nas.session import interruptible
 from nas.simulate.faults import read_faults
+from nas.simulate.play import Play
 from nas.simulate.share import Share
-from nas.simulate.space import TableKnowledge, TableLatencies, TableSpace
+from nas.simulate.space import TableSpace
 from nas.simulate.table import read_table
-from nas.simulate.trainings import SimulatedJobs
-from nas.study import Study
 
 BUDGET = "320trials"
 TAU = 0.7
@@ -126,33 +121,14 @@ def simulate(
         workers=gpus,
         seed=seed,
     )
-    space, clock, store = TableSpace(found), Clock(), Store(None, create=True)
-    jobs = SimulatedJobs(found, rungs, TAU if rung_tau is None else rung_tau, seed)
-    executor = SimulatedExecutor(clock, gpus, harm, seed)
-    ledger = Ledger(Budget.parse(budget), store, clock=clock)
-    folder = folders.new_folder(name)
+    space, folder = TableSpace(found), folders.new_folder(name)
     with folders.removed_on_failure(folder), progress or Quiet() as view:
-        study = Study(
-            config=config,
-            space=space,
-            store=store,
-            executor=executor,
-            pricing=TableLatencies(space, config.limits, f"{found.path.name}, {latency}"),
-            proposals=Proposals(config, store, TableKnowledge(space, config.max_latency_ms)),
-            ledger=ledger,
-            jobs=jobs,
-            folders=TrialFolders(folder),
-            watch=_now_and_then(view),
-            record=lambda: None,
-            metric=accuracy,
-            patience=float("inf"),
-            clock=clock,
-        )
+        store, tau = Store(None, create=True), TAU if rung_tau is None else rung_tau
+        play = Play(space, config, store, tau=tau, faults=harm, folder=folder, watch=_now_and_then(view))
         began = time.perf_counter()
-        with interruptible(study):
-            ended = study.run()
+        ended = play.run()
         took = time.perf_counter() - began
-        store.put_fact("stopped_because", ended)
+        executor, ledger = play.executor, play.ledger
         records = records_of([e for e in store.entries if e.state != "rejected"], space.describe, config.limits)
         share = Share(found, config.max_latency_ms)
         ends = sorted((e.results[-1][ENDED], e.number, space.row(e.architecture)) for e in store.entries if e.state == "done")
