@@ -150,13 +150,13 @@ class SimulatedExecutor:
 
     def _change(self, workers: int) -> list[Event]:
         """Workers come, or go: of those that go, the ones that began last lose what they do."""
-        self._workers = max(0, self._workers + workers)
-        lost: Sequence[str] = list(self._began)[self._workers :]
+        self._workers += workers  # below 0 where more leave than there are: so many fewer come back
+        lost: Sequence[str] = list(self._began)[max(0, self._workers) :]
         return [Lost(key, "simulated loss of its host", self._forget(key)) for key in lost]
 
     def _count(self) -> None:
         """Add up the workers' time since the last change."""
         passed = self._clock.now - self._counted
         self._busy += passed * len(self._began)
-        self._offered += passed * max(self._workers, len(self._began))
+        self._offered += passed * max(0, self._workers, len(self._began))
         self._counted = self._clock.now
