@@ -36,7 +36,7 @@ def schedules(draw):
 
 
 @given(schedule=schedules())
-@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 def test_random_schedules(space, tmp_path_factory, schedule):
     """What is used is never more than the budget, what is charged is what the attempts took, and no budget is left lying."""
     kind, amount, more, faults, options = schedule
