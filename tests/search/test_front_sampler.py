@@ -199,9 +199,9 @@ def test_the_outlook_promises_what_the_next_trainings_give():
             steps = Steps.of(1 - done[:, 0], np.log(done[:, 1]), worst, float(np.log(TOY.latency.max())))
             volumes.append(steps.area(float(np.log(TOY.latency.min()))))
         assert promised[:4] == [None] * 4 and outlook.error < 0.02
-        for now in range(8, 35):
-            expected.append(promised[now])
-            real.append(volumes[now + 4] / volumes[now - 1] - 1)
+        for step in range(8, 35):
+            expected.append(promised[step])
+            real.append(volumes[step + 4] / volumes[step - 1] - 1)
     assert 0.5 < np.sum(expected) / np.sum(real) < 2
     early, late = np.array(expected).reshape(5, -1)[:, :9].mean(), np.array(expected).reshape(5, -1)[:, -9:].mean()
     assert late < early / 2
