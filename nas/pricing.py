@@ -59,6 +59,7 @@ class Unpriced:
     number: int
     reason: str
     detail: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ class Pricing:
             log.warning("trial %d: %s: measured again in %.0f s", asked.number, event.reason, REPEAT_SECONDS)
             self._again = asked, self._clock() + REPEAT_SECONDS
             return None
-        return Unpriced(asked.number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
+        return Unpriced(asked.number, event.reason, event.detail, event.seconds)
 
     def probe(self, wait: Callable[[], None]) -> None:
         """Price the skeleton and the smallest architectures until one meets the limits: are they within reach at all?

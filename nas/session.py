@@ -19,6 +19,7 @@ from nas.devices import ask_for_more, table_notes, table_prices
 from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Executor, Result
 from nas.execution.executor import Progress as Report
+from nas.execution.watch import Watched
 from nas.execution.work import TRY_WEIGHTS, WeightsJob
 from nas.hardware import GpuMeter, cuda_devices, threads_per_worker, worker_environment
 from nas.jobs import Jobs, ProxyJobs, training_job
@@ -207,10 +208,10 @@ def open_executor(config: RunConfig, folder: Path) -> Executor:
 
         share = min(1.0, cuda_devices() / config.workers) if config.device == "cuda" else 0.0
         cores = threads_per_worker(config.workers, config.device)
-        return RayExecutor(environments, lane, folder / "workers", cores=cores, gpus=share)
+        return Watched(RayExecutor(environments, lane, folder / "workers", cores=cores, gpus=share))
     from nas.execution.local import LocalExecutor  # noqa: PLC0415
 
-    return LocalExecutor(environments, lane, folder / "workers")
+    return Watched(LocalExecutor(environments, lane, folder / "workers"))
 
 
 @contextlib.contextmanager

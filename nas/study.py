@@ -20,16 +20,17 @@ from typing import Any
 
 from nas.climb import Climb
 from nas.config import RunConfig
-from nas.errors import NasError, StartError
+from nas.errors import NasError, StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.hopeless import all_fail_alike, nothing_is_learned
 from nas.jobs import Jobs, Step
+from nas.post_mortem import disk_full, post_mortem, sound
 from nas.pricing import POLL_SECONDS, Priced, Prices, Unpriced
 from nas.proposals import Proposals
 from nas.review.progress import Status
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
-from nas.runs.trials import TrialFolders
+from nas.runs.trials import PostMortem, TrialFolders
 from nas.search.unseen import ENUMERABLE, find_unseen
 from nas.seeds import derive
 from nas.space.architecture import Architecture
@@ -406,9 +407,8 @@ class Study:
         while self._executor.free > 0 and (step := self._next()) is not None:
             kind, payload = self._jobs.job(step, self._pricing.model(self._architecture(step.number)))
             which = f"train again {step.repeat}" if step.repeat else "train"
-            attempt = Attempt(
-                f"trial{step.number}-{next(self._keys)}", kind, payload, derive(self._config.seed, step.number, which)
-            )
+            seed, printed = derive(self._config.seed, step.number, which), str(self._folders.log(step.number))
+            attempt = Attempt(f"trial{step.number}-{next(self._keys)}", kind, payload, seed, log=printed)
             self._store.start(step.number)
             self._running.begin(attempt.key, step)
             self._executor.start(attempt)
@@ -431,7 +431,8 @@ class Study:
         elif isinstance(told, Unpriced):
             reason = f"invalid: {told.reason}"
             self._reject(told.number, reason)
-            self._post_mortem(told.number, told.reason, told.detail)
+            died = PostMortem(0, "invalid", told.reason, told.seconds, "it is rejected", final=True, detail=told.detail)
+            self._folders.post_mortem(told.number, died)
             self._hopeless = self._hopeless or all_fail_alike(self._store, reason, self._folders.folder(0).parent)
 
     def _take_training(self, event: Event) -> None:
@@ -444,25 +445,41 @@ class Study:
                 self._store.charge(number, event.seconds)
             return
         self._running.end(event.key)
+        event = sound(event)
         if isinstance(event, Result) and "fault" in event.data:
             self._store.charge(number, event.seconds, "stopped: nothing to train on")
             self._hopeless = StartError(event.data["fault"], event.data["cure"])
         elif isinstance(event, Result):
             self._passed(step, event)
-        elif isinstance(event, Lost) and self._losses(number) + 1 < MAX_ATTEMPTS:
+        elif disk_full(event):
+            self._store.charge(number, event.seconds, "stopped: disk full")
+            self._hopeless = StoppedError(
+                f"trial {number} found no room on the disk: {event.reason}", "make room, then go on with --resume"
+            )
+        else:
+            self._died(step, event)
+        self._record()
+
+    def _died(self, step: Step, event: Failed | Lost) -> None:
+        """An attempt has ended without a result: it is tried again where its worker is to blame, and not for ever."""
+        number, attempt = step.number, len(self._store[step.number].attempts)
+        again = isinstance(event, Lost) and self._losses(number) + 1 < MAX_ATTEMPTS
+        if again:
             self._store.charge(number, event.seconds, "lost")
             if not step.repeat:
                 self._queue.appendleft(step)
-            log.warning("trial %d lost (%s): tried again", number, event.reason)
+            then = "tried again"
         elif step.repeat:
             self._store.charge(number, event.seconds, "failed")
             self._climb.give_up(number)
-            log.warning("trial %d is not confirmed: %s", number, event.reason)
+            then = "the trial is not confirmed"
         else:
             self._store.fail(number, event.seconds, event.reason)
-            self._post_mortem(number, event.reason, event.detail if isinstance(event, Failed) else event.reason)
             self._hopeless = self._hopeless or all_fail_alike(self._store, event.reason, self._folders.folder(0).parent)
-        self._record()
+            then = "the trial has failed"
+        died = post_mortem(event, attempt, then, final=not again and not step.repeat)
+        self._folders.post_mortem(number, died)
+        log.warning("trial %d %s: %s: %s", number, died.kind, event.reason, then)
 
     def _passed(self, step: Step, event: Result) -> None:
         """A trial has passed a rung, or was confirmed."""
@@ -496,10 +513,6 @@ class Study:
 
     def _losses(self, number: int) -> int:
         return sum(attempt["outcome"] == "lost" for attempt in self._store[number].attempts)
-
-    def _post_mortem(self, number: int, reason: str, detail: str) -> None:
-        log.warning("trial %d: %s", number, reason)
-        self._folders.failed(number, reason, detail)
 
     def _stop_running(self) -> None:
         """The budget is used up: what still runs ends now and stays queued, so that a larger budget can take it up."""

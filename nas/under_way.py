@@ -67,7 +67,7 @@ class UnderWay:
         """News of one. The worker's own clock counts: it may have had to start first."""
         training = self._running[event.key]
         training.began = self._clock() - event.seconds
-        if isinstance(event, Progress):
+        if isinstance(event, Progress) and "epoch" in event.data:
             training.epochs = (event.data["epoch"], event.data["epochs"])
         return training
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "nas").rglob("*.py"))
 
 # A room is a package or a module of `nas`. Everyone may use these, and they use nobody but each other:
-COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits"}
+COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits", "alive"}
 ARROWS = {
     "nas": {"api", "blocks"},
     "cli": {"api", "simulate", "blocks", "finish", "quote", "review", "runs", "yolo"},
@@ -87,11 +87,13 @@ ARROWS = {
         "runs",
         "search",
     },
+    "post_mortem": {"execution", "runs"},
     "under_way": {"jobs", "execution"},
     "hopeless": {"pricing", "execution", "runs"},
     "study": {
         "under_way",
         "hopeless",
+        "post_mortem",
         "pricing",
         "proposals",
         "climb",
@@ -124,6 +126,7 @@ ARROWS = {
     "files": set(),
     "catalog": set(),
     "limits": set(),
+    "alive": set(),
     "space": set(),
     "search": set(),
     "blocks": {"user"},

@@ -393,7 +393,7 @@ def test_a_failed_trial_has_a_reason_and_a_post_mortem(make_lab):
     assert lab.run(executor) == EVERYTHING
     (failed,) = [e for e in lab.store.entries if e.state == "failed"]
     assert (failed.number, failed.reason, len(failed.attempts)) == (1, "ValueError: no", 1)
-    assert "Traceback" in (lab.folder / "trials" / "0001" / "failure.txt").read_text()
+    assert "Traceback" in (lab.folder / "trials" / "0001" / "post-mortem.txt").read_text()
     assert len(executor.trained) == len(set(executor.trained)) == len(executor.finished) + 1
 
 

@@ -13,6 +13,7 @@ class Attempt:
 
     `kind` is the function that does it, "module:function", called as `function(payload, seed, progress)` in a worker.
     `quiet` asks for the measuring lane: one at a time, and while it times, no other attempt of this host runs.
+    `log` is a file of this host that what it prints is appended to; without one it goes to the log of its worker.
     """
 
     key: str
@@ -20,6 +21,7 @@ class Attempt:
     payload: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     quiet: bool = False
+    log: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ class Failed:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker died under an attempt; nothing says that the attempt itself is at fault."""
+    """A worker died under an attempt; nothing says that the attempt itself is at fault. `detail`: the last that it printed."""
 
     key: str
     reason: str
     seconds: float
+    detail: str = ""
 
 
 Event = Progress | Result | Failed | Lost

@@ -12,12 +12,31 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 
+LAST_LINES, LAST_BYTES = 30, 8192
+
 Inbox = queue.SimpleQueue[tuple["WorkerProcess", dict[str, Any]]]
+
+
+def as_message(attempt: Attempt) -> dict[str, Any]:
+    """An attempt as a worker reads it."""
+    return {**asdict(attempt), "payload": dict(attempt.payload)}
+
+
+def last_lines(log: str | None) -> str:
+    """What an attempt printed last, as far as that is known."""
+    try:
+        with Path(log or "").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-LAST_LINES:])
 
 
 class WorkerProcess:
@@ -59,8 +78,7 @@ class WorkerProcess:
         """Hand over an attempt; its seconds count from now, or from when the process becomes ready."""
         self.attempt = attempt
         self.began = time.monotonic() if self.ready else 0.0
-        payload = {"key": attempt.key, "kind": attempt.kind, "payload": dict(attempt.payload), "seed": attempt.seed}
-        self._write(payload)
+        self._write(as_message(attempt))
 
     @property
     def seconds(self) -> float:
@@ -105,7 +123,7 @@ class WorkerProcess:
             return Failed(attempt.key, message["reason"], message["seconds"], message["detail"])
         code = self._process.wait()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return Lost(attempt.key, f"its worker ended with {how}", self.seconds)
+        return Lost(attempt.key, f"its worker ended with {how}", self.seconds, last_lines(attempt.log))
 
     def _write(self, message: Mapping[str, Any]) -> None:
         try:

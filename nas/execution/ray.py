@@ -17,6 +17,7 @@ from typing import Any
 from nas.errors import UnreachableError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 from nas.execution.local import MAX_STILLBORN, LocalExecutor
+from nas.execution.process import as_message
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -130,8 +131,7 @@ class RayExecutor:
             raise RuntimeError("no actor is free")
         slot.attempt = attempt
         slot.began = time.monotonic() if slot.pid else 0.0
-        data = {"key": attempt.key, "kind": attempt.kind, "payload": dict(attempt.payload), "seed": attempt.seed}
-        slot.run, slot.news = slot.handle.run.remote(data), slot.handle.news.remote()
+        slot.run, slot.news = slot.handle.run.remote(as_message(attempt)), slot.handle.news.remote()
 
     def poll(self, timeout: float) -> list[Event]:
         deadline = time.monotonic() + timeout

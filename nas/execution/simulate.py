@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nas.errors import UnreachableError
-from nas.execution.executor import Attempt, Event, Failed, Lost, Result
+from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 from nas.seeds import derive
 
 SIMULATE = "simulate"  # the kind of an attempt that nobody runs
+REPORT_SECONDS = 60.0
 ENDED = "ended"  # what every result says beside its data: when it came, in virtual seconds
 
 
@@ -42,10 +43,11 @@ class Leave:
 
 @dataclass(frozen=True)
 class Faults:
-    """Shares of attempts that fail, or lose their worker, and workers that leave."""
+    """Shares of attempts that fail, lose their worker, or hang, and workers that leave."""
 
     fail: float = 0.0
     lose: float = 0.0
+    hang: float = 0.0
     leave: tuple[Leave, ...] = ()
 
 
@@ -94,7 +96,11 @@ class SimulatedExecutor:
         self._count()
         self._began[attempt.key] = self._clock.now
         seconds, event = self._fate(attempt)
+        if event is None:
+            return  # it hangs
         self._ends[attempt.key] = self._plan(self._clock.now + seconds, event)
+        if self._faults.hang:  # signs of life, where some give none
+            self._plan(self._clock.now + REPORT_SECONDS, Progress(attempt.key, {}, self._clock.now))
 
     def poll(self, timeout: float) -> list[Event]:
         """What happens next, within `timeout` seconds of virtual time; without limit, whatever comes first."""
@@ -102,13 +108,14 @@ class SimulatedExecutor:
         events: list[Event] = []
         while self._coming and self._coming[0][0] <= until:
             when, order, what = heapq.heappop(self._coming)
-            if not isinstance(what, int) and self._ends.get(what.key) != order:
+            if not self._still_to_come(what, order):
                 continue  # it was stopped, or has lost its worker
             self._clock.now = max(self._clock.now, when)
             self._count()
-            events += self._change(what) if isinstance(what, int) else [self._end(what)]
-            until = self._clock.now if events else until
-        if not events and math.isinf(until):
+            events += self._happen(what)
+            if events or isinstance(what, int):  # workers that come back are to be used
+                until = self._clock.now
+        if not events and math.isinf(until):  # none but those that hang, with nobody to end them
             raise UnreachableError("all workers have left and none will come back", "see leave in the faults file")
         self._clock.now = self._clock.now if events else until
         return events
@@ -132,17 +139,33 @@ class SimulatedExecutor:
         self._ends.pop(key, None)
         return self._clock.now - self._began.pop(key, self._clock.now)
 
-    def _fate(self, attempt: Attempt) -> tuple[float, Event]:
-        """After how many seconds an attempt ends, and how."""
+    def _fate(self, attempt: Attempt) -> tuple[float, Event | None]:
+        """After how many seconds an attempt ends, and how; None where it never does."""
         seconds = float(attempt.payload["seconds"])
-        if self._faults.fail or self._faults.lose:
+        if self._faults.fail or self._faults.lose or self._faults.hang:
             rng = random.Random(derive(self._seed, attempt.seed, attempt.key))
             drawn, part = rng.random(), rng.random() * seconds
             if drawn < self._faults.fail:
                 return part, Failed(attempt.key, "simulated failure", part)
             if drawn < self._faults.fail + self._faults.lose:
                 return part, Lost(attempt.key, "simulated loss of its worker", part)
+            if drawn < self._faults.fail + self._faults.lose + self._faults.hang:
+                return math.inf, None
         return seconds, Result(attempt.key, attempt.payload["data"], seconds)
+
+    def _still_to_come(self, what: Event | int, order: int) -> bool:
+        """Whether what was planned still happens. What is planned of a sign of life says when its attempt began."""
+        if isinstance(what, Progress):
+            return self._began.get(what.key) == what.seconds
+        return isinstance(what, int) or self._ends.get(what.key) == order
+
+    def _happen(self, what: Event | int) -> list[Event]:
+        if isinstance(what, int):
+            return self._change(what)
+        if isinstance(what, Progress):
+            self._plan(self._clock.now + REPORT_SECONDS, what)
+            return [replace(what, seconds=self._clock.now - what.seconds)]
+        return [self._end(what)]
 
     def _end(self, event: Event) -> Event:
         self._forget(event.key)

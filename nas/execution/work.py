@@ -16,6 +16,7 @@ from nas.space.skeleton import TASKS
 if TYPE_CHECKING:
     import torch
 
+    from nas.training.proxy import Progress
     from nas.training.recipe import Recipe
 
 PRICE = "nas.execution.work:price"
@@ -249,6 +250,10 @@ def _trained(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision
     from nas.training.proxy import train_proxy  # noqa: PLC0415
     from nas.yolo.checkpoints import save_checkpoint  # noqa: PLC0415
 
+    def told(progress: Progress) -> None:
+        print(progress, flush=True)  # noqa: T201  (the attempt's log)
+        report(asdict(progress))
+
     fit, held_out, nc = _images(job)
     torch.manual_seed(seed)
     model, transferred = _model(job)
@@ -263,7 +268,7 @@ def _trained(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision
         seed=seed,
         device=torch.device(job.device),
         precision=precision,
-        report=lambda progress: report(asdict(progress)),
+        report=told,
         state=None if job.state is None else Path(job.state),
     )
     if job.keep is not None:

@@ -17,9 +17,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
+from nas.alive import listening
 from nas.errors import NasError
 
 Send = Callable[[dict[str, Any]], None]
@@ -69,7 +72,7 @@ def run_attempt(attempt: Mapping[str, Any], send: Send, wait_for_quiet: Callable
     """Run one attempt and send its events; never raises for what the attempt does.
 
     A quiet attempt calls `progress({"quiet": True})` when it is about to time something: that returns when nothing else
-    runs on this host.
+    runs on this host. What it prints goes to the attempt's `log`, where it has one.
     """
     start = time.monotonic()
 
@@ -86,7 +89,8 @@ def run_attempt(attempt: Mapping[str, Any], send: Send, wait_for_quiet: Callable
 
     try:
         module, _, function = attempt["kind"].partition(":")
-        data = getattr(importlib.import_module(module), function)(attempt["payload"], attempt["seed"], progress)
+        with logged(attempt.get("log")), listening(lambda: event("progress", data={})):
+            data = getattr(importlib.import_module(module), function)(attempt["payload"], attempt["seed"], progress)
         event("result", data=_plain(data))
     except NasError as error:
         event("failed", reason=error.message, detail=str(error))
@@ -96,6 +100,33 @@ def run_attempt(attempt: Mapping[str, Any], send: Send, wait_for_quiet: Callable
         # The boundary of an attempt: whatever it raised is its result, told to the study and kept in its post-mortem.
         reason = "out of memory" if type(error).__name__ == "OutOfMemoryError" else f"{type(error).__name__}: {error}"
         event("failed", reason=reason.splitlines()[0][:300], detail=_last_lines())
+
+
+@contextmanager
+def logged(path: str | None) -> Iterator[None]:
+    """Append what this process and its children print to a file; an empty one does not stay."""
+    if path is None:
+        yield
+        return
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = os.dup(1), os.dup(2)
+    log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for fd, own in enumerate(before, 1):
+            os.dup2(own, fd)
+            os.close(own)
+        if os.fstat(log).st_size == 0:
+            file.unlink(missing_ok=True)
+        os.close(log)
 
 
 def _plain(data: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.alive import beat
 from nas.imitation.alternatives import Alternative
 from nas.imitation.start import Start
 from nas.seeds import derive
@@ -156,6 +157,7 @@ class Round:
         layers = {student.alternative.layer for student in self._students}
         total = torch.zeros((), device=self._batches.device)
         for place in range(self._passes):
+            beat()
             rows = order[place * self._batch : (place + 1) * self._batch]
             images = self._batches.make(rows, self._recipe.augmentation, generator_of(self._seed, self.epoch, place + 1))["img"]
             total += self._pass(images, layers)
@@ -239,6 +241,7 @@ def errors_of(teacher: Any, students: Sequence[Student], batches: Batches) -> li
     totals = torch.zeros(len(students), device=batches.device)
     count = len(batches.images)
     for rows in torch.split(torch.arange(count), 16):
+        beat()
         seen = tap(teacher, batches.make(rows, Augmentation(), generator_of(0))["img"], layers)
         totals += len(rows) * torch.stack([student.error(*seen[student.alternative.layer]) for student in students])
     means = (totals / count).tolist()

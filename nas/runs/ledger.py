@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from nas.config import Budget
 from nas.runs.store import Store
 
+ROUNDING = 1e-6  # seconds: who waits until the budget ends may wake a rounding error before
 CLOCKS = ("lane", "teach", "imitate")  # device seconds of no single trial: measuring, the teacher, the library
 
 
@@ -80,7 +81,7 @@ class Ledger:
 
     def exhausted(self, running: Sequence[float]) -> bool:
         """Whether the budget is used up, so that running attempts must end too."""
-        return self.budget.kind != "trials" and self.used(running) >= self.budget.amount
+        return self.budget.kind != "trials" and self.used(running) >= self.budget.amount - ROUNDING
 
     def time_left(self, devices: int, running: Sequence[float]) -> float:
         """Seconds until the budget is used up, if nothing but so many running attempts (seconds each so far) use it."""

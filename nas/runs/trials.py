@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nas.runs.store import Entry
@@ -13,6 +14,34 @@ from nas.search.front import front_indices
 
 # so much in mAP and in latency another trial must be ahead to be ahead for good
 CLEAR_MAP, CLEAR_MS = 0.03, 1.1
+
+
+@dataclass(frozen=True)
+class PostMortem:
+    """Why an attempt ended without a result.
+
+    Attributes:
+        attempt: which of the trial's, from 1; 0 is its pricing.
+        kind: the class of the failure.
+        reason: in one line.
+        seconds: that it ran.
+        then: what was done about it.
+        final: whether the trial has ended with it.
+        detail: the last lines.
+    """
+
+    attempt: int
+    kind: str
+    reason: str
+    seconds: float
+    then: str
+    final: bool
+    detail: str = ""
+
+    def __str__(self) -> str:
+        what = f"attempt {self.attempt}" if self.attempt else "pricing"
+        said = f"{what}: {self.kind} after {self.seconds:.1f} s: {self.reason}\n{self.then}"
+        return f"{said}\n\n{self.detail}" if self.detail else said
 
 
 class TrialFolders:
@@ -93,11 +122,17 @@ class TrialFolders:
         )  # along the front mAP rises with latency: the last of these is the best
         return fast > 0 and self._maps[fast - 1] >= score
 
-    def failed(self, number: int, reason: str, detail: str) -> None:
-        """Keep why a trial ended without a result. Raises OSError."""
-        self.state(number).unlink(missing_ok=True)  # it would only diverge again
+    def log(self, number: int) -> Path:
+        """What its trainings print."""
+        return self.folder(number) / "worker.log"
+
+    def post_mortem(self, number: int, died: PostMortem) -> None:
+        """Keep why an attempt ended without a result, after those of earlier ones. Raises OSError."""
+        if died.final:
+            self.state(number).unlink(missing_ok=True)  # it would only diverge again
         self.folder(number).mkdir(parents=True, exist_ok=True)
-        (self.folder(number) / "failure.txt").write_text(f"{reason}\n\n{detail}\n", encoding="utf-8")
+        with (self.folder(number) / "post-mortem.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{died}\n\n")
 
     def export(self, number: int, path: Path) -> bool:
         """Copy a trial's weights; whether there were any. Raises OSError."""

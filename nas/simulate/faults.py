@@ -2,6 +2,7 @@
 
 fail: 0.02      # share of the trainings that raise
 lose: 0.01      # share of the trainings whose worker dies under them
+hang: 0.01      # share of the trainings that never end, and are ended after ten minutes of silence
 leave:          # workers that go away together, and when as many come back (never where it does not say)
   - {at: 2h, workers: 16, back: 3h}
 """
@@ -22,13 +23,13 @@ def read_faults(path: Path) -> Faults:
     """Read a faults file. Raises InputError with every fault of it, and its line."""
     document = read_yaml(path)
     found = Found(path)
-    known = ("fail", "lose", "leave")
+    known = ("fail", "lose", "hang", "leave")
     for key in document.data:
         if key not in known:
             found.add(document.line(key), f"unknown key '{key}'", did_you_mean(str(key), known))
-    shares = {key: _share(document, found, key) for key in ("fail", "lose")}
+    shares = {key: _share(document, found, key) for key in ("fail", "lose", "hang")}
     if sum(shares.values()) > 1:
-        found.add(document.line("lose"), "fail and lose are more than all trainings", "give shares that sum to at most 1")
+        found.add(document.line("lose"), "fail, lose and hang are more than all trainings", "give shares that sum to at most 1")
     listed = document.data.get("leave") or []
     if not isinstance(listed, list):
         found.add(document.line("leave"), "leave is no list", "for example - {at: 2h, workers: 16, back: 3h}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nas.config import Budget, RunConfig
 from nas.execution.simulate import Clock, Faults, SimulatedExecutor
+from nas.execution.watch import Watched
 from nas.proposals import Proposals
 from nas.review.progress import Status
 from nas.runs.ledger import Ledger
@@ -50,7 +51,7 @@ class Play:
             config=config,
             space=space,
             store=store,
-            executor=self.executor,
+            executor=Watched(self.executor, clock) if faults.hang else self.executor,
             pricing=TableLatencies(space, config.limits, f"{space.table.path.name}, {config.target}"),
             proposals=Proposals(config, store, TableKnowledge(space, config.max_latency_ms)),
             ledger=self.ledger,

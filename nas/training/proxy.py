@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nas.alive import beat
 from nas.errors import InputError, NasError
 from nas.training.augment import Batches, generator_of
 from nas.training.checkpoint import StateError, read_state, write_state
@@ -39,6 +40,9 @@ class Progress:
     epochs: int
     loss: float
     seconds: float
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch} of {self.epochs}: loss {self.loss:.4f} after {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,7 @@ class Training:
         total = 0.0
         self._model.train()
         for index in range(self._passes):
+            beat()
             rows = order[index * self._batch : (index + 1) * self._batch]
             total += self._pass(self._batches.make(rows, how, generator_of(self._seed, self.epoch, index + 1)))
             if (index + 1) % self._recipe.accumulate == 0 or index + 1 == self._passes:

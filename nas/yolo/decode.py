@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from nas.alive import beat
 from nas.errors import InputError
 
 VERSION = 1  # part of the cache key: raise it whenever the pixels of the same file would differ
@@ -136,6 +137,7 @@ def _write(paths: Sequence[Path], imgsz: int, pixels_file: Path, sizes_file: Pat
             # plain writes, not a writable memory map: on a full disk a map would kill the process with SIGBUS
             _header(file, len(paths), imgsz)
             for i, decoded in enumerate(_decoded(paths, imgsz)):
+                beat()
                 if decoded is not None:
                     canvas, sizes[i] = decoded
                     file.write(canvas.tobytes())

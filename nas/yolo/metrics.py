@@ -14,6 +14,7 @@ from ultralytics.utils.metrics import ap_per_class, box_iou, mask_iou
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import process_mask, xywh2xyxy
 
+from nas.alive import beat
 from nas.yolo.decode import Images
 from nas.yolo.masks import overlap_mask
 
@@ -96,6 +97,7 @@ def evaluate(
     max_det = max(max_det, *map(len, images.labels)) if len(images) else max_det
     boxes, masks = _Statistics(), _Statistics()
     for start in range(0, len(images), batch):
+        beat()
         pixels = torch.from_numpy(images.read(slice(start, start + batch))).to(device)
         pixels = pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
         predictions = model(pixels)[0]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nas import alive
 from nas.errors import InputError
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -52,6 +53,24 @@ def quiet(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
         time.sleep(0.005)
     if payload.get("fails"):
         raise ValueError("no figure")
+    return {}
+
+
+def hang(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    """Start a child, and give no sign of life any more; in the file `pid` stand both."""
+    child = subprocess.Popen(["sleep", "1000"])
+    (Path(payload["folder"]) / "new").write_text(f"{os.getpid()} {child.pid}")
+    (Path(payload["folder"]) / "new").rename(Path(payload["folder"]) / "pid")
+    time.sleep(1000)
+    raise AssertionError
+
+
+def beats(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    """Work that beats and says nothing else, until there is a file `end`."""
+    alive.EVERY_SECONDS = 0.05
+    while not (Path(payload["folder"]) / "end").exists():
+        time.sleep(0.01)
+        alive.beat()
     return {}
 
 

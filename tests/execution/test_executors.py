@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from harness import WORKER, Ticker, alive, end_of, events_of, wait_until
 
-from nas.execution.executor import Attempt, Executor, Failed, Lost, Progress, Result
+from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.execution.local import LocalExecutor
+from nas.execution.watch import Watched
 
 Make = Callable[[int], Executor]
 Tickers = Callable[..., Ticker]
@@ -204,6 +205,35 @@ def test_workers_stand_still_while_the_lane_times(executor: Executor, ticker: Ti
     running.wait()
     running.end()
     events_of(executor, "running")
+
+
+def test_what_hangs_is_ended_with_its_children_and_what_beats_is_not(executor: Executor, ticker: Tickers) -> None:
+    watched = Watched(executor, silent=1.5)
+    hanging, slow = ticker("hanging", "hang"), ticker("slow", "beats")
+    watched.start(hanging.attempt)
+    watched.start(slow.attempt)
+    wait_until((hanging.folder / "pid").exists, "it hangs")
+    pids = [int(pid) for pid in (hanging.folder / "pid").read_text().split()]
+    found: list[Event] = []
+    wait_until(lambda: found.extend(watched.poll(0.5)) or any(e.key == "hanging" for e in found), "it is ended")
+    (lost,) = (event for event in found if event.key == "hanging")
+    assert isinstance(lost, Lost) and lost.reason.startswith("no sign of life") and lost.seconds > 1
+    wait_until(lambda: not any(map(alive, pids)), "it and its child end")
+    assert all(isinstance(event, Progress) and event.data == {} for event in found if event.key == "slow")
+    slow.end()
+    assert isinstance(events_of(watched, "slow")["slow"][-1], Result)
+    assert isinstance(end_of(watched, Attempt("again", "attempts:echo")), Result)
+
+
+def test_what_an_attempt_prints_goes_to_its_own_log(executor: Executor, tmp_path: Path) -> None:
+    log = tmp_path / "a folder" / "worker.log"
+    end_of(executor, Attempt("quiet", "attempts:echo", log=str(log)))
+    assert not log.exists()
+    for key in "ab":
+        end_of(executor, Attempt(key, "attempts:shout", log=str(log)))
+    assert log.read_text().count("raw\n") == 2
+    end_of(executor, Attempt("c", "attempts:shout"))
+    assert log.read_text().count("raw\n") == 2
 
 
 def test_one_that_stands_still_can_be_stopped_or_lost(executor: Executor, ticker: Tickers) -> None:

@@ -11,6 +11,7 @@ from nas.errors import NasError
 from nas.execution.simulate import Faults, Leave
 from nas.runs.store import Store
 from nas.simulate.play import Play
+from nas.study import EVERYTHING_TRIED
 from tests.simulate.tables import small
 
 
@@ -27,6 +28,7 @@ def schedules(draw):
     faults = Faults(
         draw(st.sampled_from([0.0, 0.1, 0.3])),
         draw(st.sampled_from([0.0, 0.1, 0.3])),
+        draw(st.sampled_from([0.0, 0.0, 0.1])),
         draw(st.sampled_from([(), (Leave(300.0, 2, 900.0),), (Leave(100.0, 1, 150.0), Leave(500.0, 3, 501.0))])),
     )
     rungs = draw(st.integers(1, 3))
@@ -35,12 +37,26 @@ def schedules(draw):
     return kind, amount, draw(st.integers(0, 2)), faults, options
 
 
+COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
 @given(schedule=schedules())
-@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, **COMMON)
 def test_random_schedules(space, tmp_path_factory, schedule):
+    obeys_its_budget(space, tmp_path_factory.mktemp("run"), schedule)
+
+
+@pytest.mark.slow
+@given(schedule=schedules())
+@settings(max_examples=1000, **COMMON)
+def test_a_thousand_random_schedules(space, tmp_path_factory, schedule):
+    obeys_its_budget(space, tmp_path_factory.mktemp("run"), schedule)
+
+
+def obeys_its_budget(space, folder, schedule):
     """What is used is never more than the budget, what is charged is what the attempts took, and no budget is left lying."""
     kind, amount, more, faults, options = schedule
-    store, folder = Store(None, create=True), tmp_path_factory.getbasetemp()
+    store = Store(None, create=True)
     limit = 0
     for session in range(1 + more):  # --add-budget: each session adds as much again
         limit = (session + 1) * amount
@@ -58,7 +74,8 @@ def test_random_schedules(space, tmp_path_factory, schedule):
         assert store.tally.under_way == 0
         assert play.executor.free <= config.workers and store.counts["running"] == 0
         if kind == "trials":
-            assert ended == "budget spent" and store.tally.ranked + store.counts["failed"] >= limit
+            enough = store.tally.ranked + store.counts["failed"] >= limit
+            assert (ended == "budget spent" and enough) or (ended == EVERYTHING_TRIED and len(store) >= len(space.table))
             assert store.tally.ranked <= limit
         assert len({entry.architecture.id for entry in store.entries if entry.results}) == sum(
             bool(entry.results) for entry in store.entries

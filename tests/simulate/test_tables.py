@@ -119,7 +119,7 @@ def test_the_share_of_a_front_is_that_of_its_area(write):
 FAULTS = [
     ("fail: 2\n", ":1: fail is 2"),
     ("lose: yes\n", ":1: lose is True"),
-    ("fail: .6\nlose: .6\n", ":2: fail and lose"),
+    ("fail: .6\nlose: .6\n", ":2: fail, lose and hang"),
     ("fail: 0\nfal: 0\n", ":2: unknown key 'fal'"),
     ("leave: 3\n", ":1: leave is no list"),
     ("leave:\n  - {at: 2h}\n", ":2: an item of leave"),
