@@ -27,8 +27,9 @@ def dataset(yaml: Path, run: Run | None = None) -> Iterator[Finding]:
     )
     yield Finding("data", "ok", f"{found.yaml}: {found.nc} classes, images: {parts}")
     if found.problems:
-        shown = list(found.problems[:SHOWN]) + ["…"] * (len(found.problems) > SHOWN)
-        yield Finding("data", "note", f"{len(found.problems)} problems that are tolerated:", "\n".join(shown))
+        first, *more = found.problems
+        shown = more[: SHOWN - 1] + ["…"] * (len(found.problems) > SHOWN)
+        yield Finding("data", "note", f"{len(found.problems)} tolerated: {first}", "\n".join(shown))
     if run is not None and found.digest != read_manifest(run.folder)["data_digest"]:
         cure = "restore the data to go on with the run, or start a new run"
         yield Finding("data", "fault", f"{found.yaml}: has changed since {run.folder} began", cure)

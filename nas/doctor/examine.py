@@ -41,17 +41,24 @@ def examine(
     yaml = None if data is None else Path(data)
     if yaml is not None and folder is None:
         yield from guarded("data", lambda: dataset(yaml))
-    if folder is None:
-        try:
-            folder = find_folder(None)
-        except InputError as error:
-            yield Finding("run", "ok", error.message)
-    if folder is not None:
-        yield from examine_run(folder, data=yaml, with_data=run is not None, repair=repair)
+    yield from guarded("run", lambda: _run(folder, yaml, repair))
     for finding in guarded("cache", caches):
         yield mended(finding) if repair else finding
 
 
+def _run(named: Path | None, data: Path | None, repair: bool) -> Iterator[Finding]:
+    """The run that was named, with its data, or the latest."""
+    try:
+        folder = find_folder(None) if named is None else named
+    except InputError as error:
+        yield Finding("run", "ok", error.message)
+        return
+    yield from examine_run(folder, data=data, with_data=named is not None, repair=repair)
+
+
 def _folder(name: str) -> Path:
     """As `find_folder`; also one that has lost its run.yaml. Raises InputError."""
-    return Path(name) if (Path(name) / "study.db").is_file() else find_folder(name)
+    try:
+        return Path(name) if (Path(name) / "study.db").is_file() else find_folder(name)
+    except OSError as error:
+        raise InputError(f"'{name[:80]}': {error.strerror}", "give the folder of a run, for example results/search") from error
