@@ -248,7 +248,7 @@ def test_what_is_left_over_is_removed_and_what_is_lost_is_written_anew(run):
     with_damage = files(run)
     assert [f.seen.split(" (")[0] for f in look(run)] == [
         "front.csv, pareto.png, winner.yaml missing",
-        "2 trials that have ended keep the state of their training",
+        "states of trainings that have ended: 2",
         f"temporary files of ended processes in {run}: 1",
     ]
     assert files(run) == with_damage
@@ -258,6 +258,16 @@ def test_what_is_left_over_is_removed_and_what_is_lost_is_written_anew(run):
     assert left.keys() == before.keys()
     assert (left["front.csv"], left["winner.yaml"]) == (before["front.csv"], before["winner.yaml"])
     assert look(run) == []
+
+
+def test_a_training_that_goes_on_keeps_its_state(run):
+    Store(run, create=False).promote(5)
+    kept, left = (TrialFolders(run).state(number) for number in (5, 3))
+    for path in (kept, left):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("state")
+    assert "states of trainings that have ended: 1" in look(run, repair=True)[-1].seen
+    assert kept.exists() and not left.exists()
 
 
 def test_a_write_that_was_cut_off_is_rolled_back(run):

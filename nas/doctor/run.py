@@ -187,7 +187,7 @@ def _checkpoints(run: Run) -> Iterator[Finding]:
     trials = TrialFolders(run.folder)
     ended = (trials.state(entry.number) for entry in run.entries if entry.state in {"done", "failed"})
     if found := [path for path in ended if path.is_file()]:
-        what = f"{len(found)} trials that have ended keep the state of their training ({size(found)})"
+        what = f"states of trainings that have ended: {len(found)} ({size(found)})"
         yield Finding("trials", "note", what, repair=Repair("these files removed", lambda: remove(found)))
 
 
