@@ -25,7 +25,7 @@ def dataset(yaml: Path, run: Run | None = None) -> Iterator[Finding]:
     parts = ", ".join(
         f"{len(images)} {split}" for split, images in (("train", found.train), ("val", found.val), ("test", found.test))
     )
-    yield Finding("data", "ok", f"{found.yaml}: {found.nc} classes, images: {parts}")
+    yield Finding("data", "ok", f"{found.yaml}: classes: {found.nc}; images: {parts}")
     if found.problems:
         first, *more = found.problems
         shown = more[: SHOWN - 1] + ["…"] * (len(found.problems) > SHOWN)
