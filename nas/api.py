@@ -15,6 +15,7 @@ from nas.blocks.catalog import BlockSpec
 from nas.blocks.register import digest_of, file_of
 from nas.blocks.user import load_blocks
 from nas.config import Budget, RunConfig, parse_latency, parse_limits
+from nas.dataset.builtin import BUILT_IN, builtin_dataset
 from nas.dataset.description import Dataset, read_dataset
 from nas.devices import image_size
 from nas.errors import InputError, StartError, UnreachableError
@@ -33,8 +34,6 @@ from nas.session import run_session
 from nas.space.reader import find_space, read_space
 from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
-
-BUILT_IN = "built-in"
 
 
 def load(run: str | Path | None = None) -> Run:
@@ -400,8 +399,6 @@ def _dataset(name: str, skeleton: Skeleton) -> Dataset:
     """A dataset whose labels suit the skeleton's task. Raises InputError."""
     polygons = skeleton.task == "segment"
     if name == BUILT_IN:
-        from nas.dataset.builtin import builtin_dataset  # noqa: PLC0415  (opencv, only to build it)
-
         return read_dataset(builtin_dataset(polygons=polygons), polygons=polygons)
     return read_dataset(Path(name), polygons=polygons)
 

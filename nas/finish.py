@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas.blocks.user import load_blocks
-from nas.dataset.builtin import builtin_dataset
+from nas.dataset.builtin import BUILT_IN, builtin_dataset
 from nas.dataset.description import read_dataset
 from nas.errors import InputError
 from nas.outcome import winner_of
@@ -15,8 +15,6 @@ from nas.review.record import Record, baseline_of, milliseconds
 from nas.run import Run
 from nas.runs.folder import find_folder
 from nas.runs.trials import TrialFolders
-
-BUILT_IN = "built-in"
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ def nas(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["search", "--bugdet", "2h"], ["--budget"]),
         (["front"], ["no runs in"]),
         (["front", "nothing"], ["no run 'nothing'"]),
+        (["doctor", "nothing"], ["no run 'nothing'"]),
+        (["doctor", "n" * 300], ["File name too long"]),
         (["export", "--pick", "knee"], ["no runs in"]),
         (["export"], ["--pick"]),
         (["space", "check", "bad.yaml"], ["bad.yaml:2"]),

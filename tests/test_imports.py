@@ -17,7 +17,8 @@ FILES = sorted((ROOT / "nas").rglob("*.py"))
 COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits", "alive"}
 ARROWS = {
     "nas": {"api", "blocks"},
-    "cli": {"api", "simulate", "blocks", "finish", "quote", "review", "runs", "yolo"},
+    "cli": {"api", "doctor", "simulate", "blocks", "finish", "quote", "review", "runs", "yolo"},
+    "doctor": {"run", "outcome", "latency", "runs", "dataset", "hardware", "cache"},
     "api": {
         "blocks",
         "prior",
@@ -179,6 +180,7 @@ FREE_OF = {  # modules -> what importing them in a fresh process must not load
         "nas.runs.store",
         "nas.execution.local",
         "nas.dataset.description",
+        "nas.doctor.examine",
     ): (
         "torch",
         "ray",

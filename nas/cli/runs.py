@@ -1,4 +1,4 @@
-"""What is done with a run: `nas front`, `nas export`, `nas train`."""
+"""What is done with a run: `nas front`, `nas export`, `nas train`, `nas doctor`."""
 
 from __future__ import annotations
 
@@ -81,6 +81,31 @@ def train(run: str | None, **options: Any) -> None:
 
     for line in finish(run, **options).lines:
         click.echo(line)
+
+
+@click.command(cls=Command)
+@click.argument("run", required=False)
+@click.option("--data", metavar="YAML", help="Look at this dataset too.  [default: that of a RUN that is named]")
+@click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster.  [default: RAY_ADDRESS]")
+@click.option("--repair", is_flag=True, help="Mend what can be mended without harm, and say so.")
+@click.pass_context
+def doctor(ctx: click.Context, run: str | None, data: str | None, address: str | None, repair: bool) -> None:
+    """Check packages, GPU, targets, Ray, disks, data, and RUN (the latest run where none is named), in about ten seconds.
+
+    Changes nothing without --repair, and never a run that a search holds. Exit code 0: no fault; 2: of data, store or disk;
+    5: of a device, a package or a cluster.
+    """
+    from nas.doctor.examine import examine  # noqa: PLC0415
+    from nas.doctor.finding import conclusion  # noqa: PLC0415
+
+    findings = []
+    for finding in examine(run, data=data, address=address, repair=repair):
+        findings.append(finding)
+        for line in finding.lines:
+            click.echo(line)
+    sentence, code = conclusion(findings)
+    click.echo(sentence)
+    ctx.exit(code)
 
 
 def _show_repriced(repriced: Repriced, form: str) -> None:

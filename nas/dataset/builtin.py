@@ -20,6 +20,9 @@ from pathlib import Path
 from nas.cache import cache_root
 from nas.errors import InputError
 
+BUILT_IN = "built-in"
+"""What a run's configuration calls it."""
+
 SPLITS = {"train": 360, "val": 90, "test": 60}
 """Images in each split."""
 
@@ -42,7 +45,7 @@ def builtin_dataset(cache: Path | None = None, *, polygons: bool = False) -> Pat
         InputError: the cache folder cannot be written.
     """
     name = _NAME_WITH_POLYGONS if polygons else _NAME
-    place = (cache or cache_root()).absolute() / "datasets" / name
+    place = _place(cache or cache_root(), name)
     if not _complete(place):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +59,15 @@ def builtin_dataset(cache: Path | None = None, *, polygons: bool = False) -> Pat
                 "set the environment variable NAS_CACHE to a folder that can be written",
             ) from error
     return place / "data.yaml"
+
+
+def is_built(cache: Path | None = None, *, polygons: bool = False) -> bool:
+    """Whether `builtin_dataset` finds the set in the cache, whole."""
+    return _complete(_place(cache or cache_root(), _NAME_WITH_POLYGONS if polygons else _NAME))
+
+
+def _place(cache: Path, name: str) -> Path:
+    return cache.absolute() / "datasets" / name
 
 
 def _complete(place: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.blocks.catalog import ROWS
+from nas.files import write_whole
 from nas.latency.measure import Latency
 from nas.latency.target import Target
 
@@ -45,13 +46,8 @@ class LatencyCache:
         self._known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError):
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    entry = json.loads(line)
-                    price = entry["price"]
-                    if float(price["ms"]) > 0 and float(price["spread"]) >= 0:
-                        self._known[entry["key"]] = price
-                except (ValueError, KeyError, TypeError):
-                    continue
+                if (entry := _entry(line)) is not None:
+                    self._known[entry[0]] = entry[1]
 
     def get(self, key: str) -> dict[str, Any] | None:
         return self._known.get(key)
@@ -66,6 +62,29 @@ class LatencyCache:
                 with self.path.open("a", encoding="utf-8") as file:
                     # The first line end closes a line that somebody's crash may have torn.
                     file.write(f"\n{json.dumps({'key': key, 'price': price})}\n")
+
+
+def damaged_lines(path: Path) -> int:
+    """How many lines of a cache file no search can read. Raises OSError."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return sum(bool(line.strip()) and _entry(line) is None for line in lines)
+
+
+def drop_damaged_lines(path: Path) -> None:
+    """Write a cache file anew without the lines that no search can read. Raises OSError."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    write_whole(path, "".join(f"{line}\n" for line in lines if _entry(line) is not None))
+
+
+def _entry(line: str) -> tuple[str, dict[str, Any]] | None:
+    """The key and the price on one line of a cache file; None where it is torn, damaged or empty."""
+    try:
+        entry = json.loads(line)
+        price = entry["price"]
+        usable = float(price["ms"]) > 0 and float(price["spread"]) >= 0 and isinstance(entry["key"], str)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (entry["key"], price) if usable else None
 
 
 def as_price(latency: Latency, footprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -13,9 +14,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
@@ -225,6 +227,59 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a run folder, or once did.
+
+    Args:
+        state: `held`; `gone`, a process of this host that has ended and left its mark; `unclear`, a mark of which this host
+            cannot tell.
+        words: who that is.
+    """
+
+    state: Literal["held", "gone", "unclear"]
+    words: str
+
+
+def holder_of(folder: Path) -> Holder | None:
+    """Who holds a run folder; None where nobody does and nobody has left a mark. Changes nothing."""
+    mark = folder / "holder.json"
+    words = _named(mark)
+    try:
+        if _is_locked(folder / "run.lock"):
+            return Holder("held", words)
+        if not mark.exists():
+            return None
+        who = json.loads(mark.read_text(encoding="utf-8"))
+        gone = who["host"] == platform.node() and not lives(int(who["pid"]))
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
+        return Holder("unclear", words)
+    return Holder("gone" if gone else "unclear", words)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds this lock file, which may be read-only. Raises OSError."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def lives(pid: int) -> bool:
+    """Whether a process of this host has this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _named(holder: Path) -> str:
