@@ -40,6 +40,8 @@ def create_database(path: Path, facts: Mapping[str, Any]) -> None:
     """
     if path.exists():
         raise FileExistsError("it is there already")
+    for left in path.parent.glob(f".{path.name}.*.tmp*"):  # by one that was killed at this; whoever makes it holds the run
+        left.unlink(missing_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         storage = _open(beside, skip_table_creation=False)
