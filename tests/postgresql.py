@@ -20,7 +20,6 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "fsync": "off",  # nobody pulls the plug of this machine
     "full_page_writes": "off",
-    "synchronous_commit": "off",
     "shared_buffers": "16MB",
     "max_connections": "30",
 }

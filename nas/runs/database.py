@@ -119,7 +119,7 @@ class Database:
         self._storage.delete_study(self._study_id)
 
     def close(self) -> None:
-        """Give up the connections; another method would open them again."""
+        """Give up the connections. Whoever reads or writes again opens new ones, but for a writer that held the study."""
         self._engine.dispose()
         self._storage.engine.dispose()
 

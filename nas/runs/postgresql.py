@@ -81,11 +81,7 @@ class PostgresStudy:
             add_study(storage, self.study, facts)
 
     def open(self, *, exclusive: bool) -> Database:
-        # The one connection that writes is the one that holds the study: a search cannot lose the lock and go on writing.
-        writer = None
-        if exclusive:
-            writer = sqlalchemy.create_engine(DIALECT, creator=self._hold, pool_size=1, max_overflow=0)
-            writer.connect().close()
+        writer = self._writer() if exclusive else None
         try:
             storage = open_storage(DIALECT, make_tables=False, creator=self._connect, poolclass=NullPool)
             return Database(storage, self.study, writer)
@@ -126,6 +122,25 @@ class PostgresStudy:
             return psycopg.connect(**asked | {"application_name": name})
         except psycopg.Error as error:
             raise _unreachable(self.storage, asked.get("dbname"), error) from error
+
+    def _writer(self) -> sqlalchemy.Engine:
+        """An engine of one connection, which holds the study. Once that is lost, somebody else may have written: no other
+        takes its place."""
+        held = False
+
+        def connect() -> psycopg.Connection[Any]:
+            nonlocal held
+            if held:
+                import psycopg  # noqa: PLC0415
+
+                raise psycopg.OperationalError("the connection was lost")
+            connection = self._hold()
+            held = True
+            return connection
+
+        engine = sqlalchemy.create_engine(DIALECT, creator=connect, pool_size=1, max_overflow=0)
+        engine.connect().close()  # now, not with the first write
+        return engine
 
     def _hold(self) -> psycopg.Connection[Any]:
         """A new connection which no second one like it can stand beside, on any host. Raises InputError where one does."""
