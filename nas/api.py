@@ -5,8 +5,10 @@ No torch in this process: what needs it runs in workers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,13 @@ from nas.reprice import reprice as repriced
 from nas.review.progress import Progress, Quiet
 from nas.run import Run, writing
 from nas.runs import folder as folders
+from nas.runs.place import place_of
+from nas.runs.store import Store
 from nas.session import run_session
 from nas.space.reader import find_space, read_space
 from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
+from nas.storage import parse_storage
 
 
 def load(run: str | Path | None = None) -> Run:
@@ -62,6 +67,7 @@ def search(
     imitate: bool = False,
     prior: str | Path | None = None,
     allow_noisy: bool = False,
+    storage: str | None = None,
     name: str | None = None,
     blocks: str | Path | Sequence[str | Path] = (),
     command: str | None = None,
@@ -88,6 +94,8 @@ def search(
         imitate: blocks learn from a teacher (`weights`, or one that is trained first), and architectures begin assembled.
         prior: a run whose results `front` learns from, of the same skeleton; its limit, device or data may differ.
         allow_noisy: count latencies of a machine that is not quiet too, instead of rejecting what cannot be measured well.
+        storage: `postgresql://user:password@host:5432/database`, which holds the study, not `study.db`; other runs may lie
+            there too. The password is written nowhere.
         blocks: files with blocks of your own; their code runs, here and in the workers.
         settings: `epochs`, `rungs`, `fraction` of the images, `batch`, `lr0`, `held_out` of the proxies; `confirm`, further
             seeds of the front; `stop_when_flat`, see `RunConfig`.
@@ -115,20 +123,35 @@ def search(
         imitate=imitate,
         prior=prior,
         allow_noisy=allow_noisy,
+        storage=storage,
         blocks=blocks,
         **settings,
     )
     command = command or "nas.search(…)"
-    folder = folders.new_folder(name)
+    folder, config = folders.new_folder(name), asked.config
+    if config.storage is not None:
+        config = replace(config, study=f"{folder.name}-{secrets.token_hex(4)}")
     with folders.removed_on_failure(folder), writing(folder):
         folders.write_space(folder, asked.space_file)
         if asked.own:
             folders.write_blocks(folder, asked.own, asked.files)
-        folders.write_config(folder, asked.config, command)
-        dataset, machine = asked.dataset, Target.parse(asked.config.target).stamp()
+        folders.write_config(folder, config, command)
+        dataset, machine = asked.dataset, Target.parse(config.target).stamp()
         folders.write_manifest(folder, dataset.digest, dataset.names, machine, asked.digest)
-    with folders.removed_on_failure(folder, StartError):
-        return run_session(folder, asked.config, dataset, progress or Quiet(), command, asked.notes, asked.prior)
+        Store(folder, create=True).close()
+    with folders.removed_on_failure(folder, StartError), _study_removed_on_failure(folder, StartError):
+        return run_session(folder, config, dataset, progress or Quiet(), command, asked.notes, asked.prior)
+
+
+@contextlib.contextmanager
+def _study_removed_on_failure(folder: Path, failure: type[Exception]) -> Iterator[None]:
+    """Remove the study of a run whose folder is about to go: it may lie elsewhere."""
+    try:
+        yield
+    except failure:
+        with contextlib.suppress(Exception):  # the failure says more
+            place_of(folder).remove()
+        raise
 
 
 def dry_run(*, progress: Progress, **options: Any) -> list[str]:
@@ -149,6 +172,7 @@ def resume(
     run: str | Path,
     *,
     add_budget: str | None = None,
+    storage: str | None = None,
     blocks: str | Path | Sequence[str | Path] = (),
     progress: Progress | None = None,
     **changes: Any,
@@ -157,19 +181,25 @@ def resume(
 
     Args:
         add_budget: more of the same kind of budget.
+        storage: where the database of a run that was begun with one is now, or the same again, with its password.
         blocks: the block files that the run began with; its own copies, equal to them, are what runs.
         changes: fields of `RunConfig` that may change: `budget`, the limits (`max_latency_ms`, `max_params`, `max_gmacs`,
             `max_size_mb`), `workers`, `executor`, `allow_noisy`.
 
     Raises:
-        InputError: no such run, its dataset or checkpoint has changed, the budget is of another kind, or a block file is not
-            named.
+        InputError: no such run, its dataset or checkpoint has changed, the budget is of another kind, a block file is not
+            named, or the study is not in `storage`.
+        UnreachableError: the database cannot be reached.
     """
     folder = folders.find_folder(str(run))
     config, command = folders.read_config(folder)
     config = replace(config, **changes)
     if add_budget is not None:
         config = replace(config, budget=Budget.parse(config.budget).plus(Budget.parse(add_budget)).text)
+    if storage is not None:
+        if config.storage is None:
+            raise InputError(f"--storage: {folder} keeps its study in its own folder", "leave it out")
+        config = replace(config, storage=parse_storage(storage))
     measured_on, _ = _target(config.target, config.imgsz)
     config = replace(config, target=str(measured_on))
     _load_again(folder, _paths(blocks))
@@ -291,6 +321,7 @@ def _check(
     imitate: bool,
     prior: str | Path | None,
     allow_noisy: bool,
+    storage: str | None,
     blocks: str | Path | Sequence[str | Path],
     **settings: Any,
 ) -> _Asked:
@@ -334,6 +365,7 @@ def _check(
         weights=None if checkpoint is None else str(checkpoint),
         imitate=imitate,
         prior=None if prior is None else str(prior),
+        storage=None if storage is None else parse_storage(storage),
         **parse_limits(max_latency, max_params, max_macs, max_size),
         **settings,
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from nas.errors import InputError, did_you_mean
 from nas.limits import FIGURES, Limits
+from nas.storage import check_storage
 
 BudgetKind = Literal["device", "wall", "trials"]
 
@@ -170,6 +171,9 @@ class RunConfig:
         stop_when_flat: a search proposes nothing more when an hour of a device is expected to raise the hypervolume by less
             than this share, or None.
         allow_noisy: whether a latency of a machine that is not quiet counts, marked and with a wider interval.
+        storage: the PostgreSQL database that holds the Optuna study, without its password (see `nas.storage`); None for
+            `study.db` in the run folder.
+        study: how the study is called in `storage`, where others may lie too; None for `study.db`.
     """
 
     data: str
@@ -198,6 +202,8 @@ class RunConfig:
     prior: str | None = None
     stop_when_flat: float | None = None
     allow_noisy: bool = False
+    storage: str | None = None
+    study: str | None = None
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -237,6 +243,8 @@ class RunConfig:
                 raise InputError(f"{flag} needs --sampler front, which has a model of the accuracy", f"leave out {flag}")
         if self.stop_when_flat is not None and not 0 < self.stop_when_flat < 1:
             raise InputError(f"stop-when-flat is {self.stop_when_flat}", "give a share between 0 and 1, for example 0.005")
+        if self.storage is not None:
+            check_storage(self.storage)
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}", "give a whole number from 0 on")
         for name, known in (("sampler", SAMPLERS), ("executor", EXECUTORS), ("device", DEVICES)):

@@ -35,6 +35,7 @@ from nas.rises import Rises
 from nas.run import Run, writing
 from nas.runs import folder as folders
 from nas.runs.ledger import Ledger
+from nas.runs.place import place_of
 from nas.runs.store import STORE_ERRORS, Store
 from nas.runs.trials import TrialFolders
 from nas.space.architecture import model_yaml
@@ -63,9 +64,8 @@ def run_session(
         NasError: see `Study.run`; also when the folder is in use or can no longer be written. The store keeps whatever
             had ended by then, and the result files are written where that is still possible.
     """
-    with folders.locked(folder), writing(folder), _log_file(folder / "search.log"):
+    with folders.locked(folder), writing(folder), _log_file(folder / "search.log"), _opened(folder, config) as store:
         folders.write_config(folder, config, command)
-        store = Store(folder, create=not (folder / "study.db").is_file())
         space = read_space(folder / "space.yaml")
         if prior:
             keep_prior(store, folder, space, prior)
@@ -98,56 +98,65 @@ def run_session(
             progress(status() if meter is None else replace(status(), gpus_busy=meter.latest))
             tables.update()
 
-        try:
-            with _keeping_results(folder, store, tables):
-                store.put_fact("stopped_because", None)
-                with contextlib.closing(open_executor(config, folder)) as executor, progress:
-                    for note in notes:
-                        progress.say(note)
-                    if config.weights is not None and not config.imitate:
-                        model = model_yaml(space.skeleton, space.baseline, dataset.nc)
-                        fitting, seconds = try_weights(WeightsJob(model, config.weights, blocks), executor, folder)
-                        store.add_seconds(lane=seconds)
-                        tell(fitting)
-                    jobs: Jobs = ProxyJobs(config, dataset, blocks, trials)
-                    teaching = None
-                    if config.imitate:
-                        teaching = Teaching(config, space, dataset, blocks, folder, store, ledger, executor, tell)
-                        jobs = AssembledJobs(config, space, teaching, training_job(config, dataset, blocks), trials)
+        with _keeping_results(folder, store, tables):
+            store.put_fact("stopped_because", None)
+            with contextlib.closing(open_executor(config, folder)) as executor, progress:
+                for note in notes:
+                    progress.say(note)
+                if config.weights is not None and not config.imitate:
+                    model = model_yaml(space.skeleton, space.baseline, dataset.nc)
+                    fitting, seconds = try_weights(WeightsJob(model, config.weights, blocks), executor, folder)
+                    store.add_seconds(lane=seconds)
+                    tell(fitting)
+                jobs: Jobs = ProxyJobs(config, dataset, blocks, trials)
+                teaching = None
+                if config.imitate:
+                    teaching = Teaching(config, space, dataset, blocks, folder, store, ledger, executor, tell)
+                    jobs = AssembledJobs(config, space, teaching, training_job(config, dataset, blocks), trials)
 
-                    def charge(seconds: float) -> None:
-                        store.add_seconds(lane=seconds)
+                def charge(seconds: float) -> None:
+                    store.add_seconds(lane=seconds)
 
-                    pricing = Pricing(config, space, dataset.nc, executor, prices, blocks, charge, table)
-                    rises = None if teaching is None else Rises(space, lambda: teaching.library)
-                    knowledge = SpaceKnowledge(config, space, pricing, store, rises)
-                    study = Study(
-                        config=config,
-                        space=space,
-                        store=store,
-                        executor=executor,
-                        pricing=pricing,
-                        proposals=Proposals(config, store, knowledge, kept_prior(store)),
-                        ledger=ledger,
-                        jobs=jobs,
-                        folders=trials,
-                        watch=watch,
-                        record=tables.outdate,
-                        prepare=None if teaching is None else teaching.run,
-                        seeds=tuple if teaching is None else partial(teaching.seeds, pricing),
-                        metric=metric_of(space.skeleton),
-                    )
-                    with interruptible(study):
-                        store.put_fact("stopped_because", ended := study.run())
-                    if table is not None and ended != INTERRUPTED:
-                        wish = ask_for_more(folder, config, table, space, dataset.nc, store.entries, executor)
-                        tell(wish)
-                if meter is not None and meter.mean is not None:
-                    tell(f"the GPUs were busy for {meter.mean:.0%} of the time")
-        except STORE_ERRORS as error:
-            # Optuna wraps what SQLite says of a full or read-only disk.
-            raise OSError(f"the store: {str(error).splitlines()[0]}") from error
+                pricing = Pricing(config, space, dataset.nc, executor, prices, blocks, charge, table)
+                rises = None if teaching is None else Rises(space, lambda: teaching.library)
+                knowledge = SpaceKnowledge(config, space, pricing, store, rises)
+                study = Study(
+                    config=config,
+                    space=space,
+                    store=store,
+                    executor=executor,
+                    pricing=pricing,
+                    proposals=Proposals(config, store, knowledge, kept_prior(store)),
+                    ledger=ledger,
+                    jobs=jobs,
+                    folders=trials,
+                    watch=watch,
+                    record=tables.outdate,
+                    prepare=None if teaching is None else teaching.run,
+                    seeds=tuple if teaching is None else partial(teaching.seeds, pricing),
+                    metric=metric_of(space.skeleton),
+                )
+                with interruptible(study):
+                    store.put_fact("stopped_because", ended := study.run())
+                if table is not None and ended != INTERRUPTED:
+                    wish = ask_for_more(folder, config, table, space, dataset.nc, store.entries, executor)
+                    tell(wish)
+            if meter is not None and meter.mean is not None:
+                tell(f"the GPUs were busy for {meter.mean:.0%} of the time")
     return Run(folder)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, config: RunConfig) -> Iterator[Store]:
+    """The store of a run, which nobody else writes meanwhile; its troubles as errors that say what to do."""
+    # A file that is missing was never made: the search was killed before. A study on a server may lie on another one.
+    create = config.storage is None and not place_of(folder, config).exists()
+    store = Store(folder, create=create, config=config, exclusive=True)
+    with contextlib.closing(store):
+        try:
+            yield store
+        except STORE_ERRORS as error:
+            raise store.failure(error) from error
 
 
 def _changed(store: Store, target: Target) -> list[str]:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "nas").rglob("*.py"))
 
 # A room is a package or a module of `nas`. Everyone may use these, and they use nobody but each other:
-COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits", "alive"}
+COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits", "storage", "alive"}
 ARROWS = {
     "nas": {"api", "blocks"},
     "cli": {"api", "doctor", "simulate", "blocks", "finish", "quote", "review", "runs", "yolo"},
@@ -128,6 +128,7 @@ ARROWS = {
     "catalog": set(),
     "limits": set(),
     "alive": set(),
+    "storage": set(),
     "space": set(),
     "search": set(),
     "blocks": {"user"},
@@ -146,6 +147,7 @@ OWNERS = {
         "nas.simulate.space",
     },
     "scipy": {"nas.search.surrogate", "nas.search.acquisition", "nas.search.belief", "nas.simulate"},
+    "psycopg": {"nas.runs.postgresql"},
     "ray": {"nas.execution.ray"},
     # the entrance exam runs a block's own export, which no model and no target stands around
     "onnxruntime": {"nas.latency", "nas.blocks.exam"},

@@ -32,9 +32,9 @@ from nas.outcome import records_of, summary_of, winner_of, write_report
 from nas.pricing import REPEAT_SECONDS, Pricing
 from nas.proposals import Proposals, SpaceKnowledge
 from nas.review.table import front_of, picks_of
-from nas.runs.database import RUNG
 from nas.runs.folder import write_config, write_manifest
 from nas.runs.ledger import Ledger
+from nas.runs.place import RUNG
 from nas.runs.store import Store
 from nas.runs.trials import TrialFolders
 from nas.search.front import front_indices

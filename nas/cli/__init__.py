@@ -12,6 +12,7 @@ from nas.cli.models import latency, space, yolo
 from nas.cli.runs import doctor, export, front, train
 from nas.cli.search import search
 from nas.errors import InputError, NasError
+from nas.storage import masked
 
 EXIT_CODES = """\b
 Exit codes: 0 a front was found; 1 a bug of nas; 2 bad input; 3 nothing feasible;
@@ -37,10 +38,10 @@ def main() -> None:
         click.echo(help_asked.format_message())
         sys.exit(0)
     except click.ClickException as error:
-        click.echo(f"nas: {error.format_message()}", err=True)
+        click.echo(f"nas: {masked(error.format_message())}", err=True)  # it may repeat what was typed
         sys.exit(InputError.exit_code)
     except NasError as error:
-        click.echo(f"nas: {error}", err=True)
+        click.echo(f"nas: {masked(str(error))}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("nas: interrupted", err=True)

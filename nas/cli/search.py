@@ -56,11 +56,16 @@ ALSO_SIMULATED = {"budget", "max_latency", "rungs", "confirm", "stop_when_flat",
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lr0, batch, epochs or held_out.")
 @blocks_option
+@click.option(
+    "--storage",
+    metavar="URL",
+    help="postgresql://user@host/database: keep the study there.  [default: study.db in the run's folder]",
+)
 @click.option("--name", help="Folder under results/.  [default: search, search2, …]")
 @click.option(
     "--resume",
     metavar="RUN",
-    help="Go on with a run; --budget, --max-…, --workers, --executor and --allow-noisy may change.",
+    help="Go on with a run; --budget, --max-…, --workers, --executor, --storage and --allow-noisy may change.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what there is to choose from and what the budget buys; train nothing.")
 @click.option("--add-budget", metavar="BUDGET", help="With --resume: so much more.")
@@ -109,7 +114,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
         given = {k for k in options if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
         given |= set(settings)
         limits = {"max_latency", "max_params", "max_macs", "max_size"}
-        if fixed := sorted(given - {"budget", "workers", "executor", "allow_noisy", "blocks"} - limits):
+        if fixed := sorted(given - {"budget", "workers", "executor", "allow_noisy", "storage", "blocks"} - limits):
             raise InputError(f"{_flag(fixed[0])} cannot change in a resumed run", "leave it out, or start a new run")
         changes = {k: options[k] for k in given - limits} | parse_limits(**{k: options[k] for k in given & limits})
         run = api.resume(again, add_budget=add, progress=view, **changes)

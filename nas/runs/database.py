@@ -9,64 +9,44 @@ samplers and optuna-dashboard read the study like any other.
 from __future__ import annotations
 
 import json
-import os
-import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-RUNG = "rung0"
 DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")
+METRICS = {"study:metric_names": ["mAP50-95", "latency ms"]}  # the attribute that `Study.set_metric_names` sets
 TRIALS: sqlalchemy.Table = models.TrialModel.__table__
 PARAMS: sqlalchemy.Table = models.TrialParamModel.__table__
 VALUES: sqlalchemy.Table = models.TrialValueModel.__table__
 SYSTEM_ATTRIBUTES: sqlalchemy.Table = models.TrialSystemAttributeModel.__table__
 USER_ATTRIBUTES: sqlalchemy.Table = models.TrialUserAttributeModel.__table__
+STUDIES: sqlalchemy.Table = models.StudyModel.__table__
+STUDY_DIRECTIONS: sqlalchemy.Table = models.StudyDirectionModel.__table__
 STUDY_ATTRIBUTES: sqlalchemy.Table = models.StudyUserAttributeModel.__table__
-
-
-def create_database(path: Path, facts: Mapping[str, Any]) -> None:
-    """Make the file with an empty study, whole or not at all: readers may be waiting for it, and a crash leaves none.
-
-    Raises:
-        FileExistsError: it is there already; and what SQLAlchemy, sqlite3 and Optuna raise.
-    """
-    if path.exists():
-        raise FileExistsError("it is there already")
-    for left in path.parent.glob(f".{path.name}.*.tmp*"):  # by one that was killed at this; whoever makes it holds the run
-        left.unlink(missing_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        storage = _open(beside, skip_table_creation=False)
-        study = optuna.create_study(study_name=RUNG, storage=storage, directions=DIRECTIONS)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(["mAP50-95", "latency ms"])
-        for name, value in facts.items():
-            study.set_user_attr(name, value)
-        storage.engine.dispose()
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+STUDY_SYSTEM_ATTRIBUTES: sqlalchemy.Table = models.StudySystemAttributeModel.__table__
 
 
 class Database:
-    """One study in one SQLite file. A single process writes it; any other may read it meanwhile.
+    """One study. A single process writes it; any other may read it meanwhile.
 
-    Raises, in every method, what SQLAlchemy, sqlite3 and Optuna raise.
+    Args:
+        storage: Optuna's own access to the tables.
+        study: the name of the study.
+        engine: what to write with; that of `storage` where None.
+
+    Raises, in every method, what SQLAlchemy, the database's driver and Optuna raise.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._storage = _open(path, skip_table_creation=True)
-        self._engine = self._storage.engine
-        self._study_id = self._storage.get_study_id_from_name(RUNG)
+    def __init__(self, storage: optuna.storages.RDBStorage, study: str, engine: sqlalchemy.Engine | None = None) -> None:
+        self._storage, self._engine = storage, engine or storage.engine
+        self._study_id = self._storage.get_study_id_from_name(study)
         self._distributions: dict[str, str] = {}
 
     def facts(self) -> dict[str, Any]:
@@ -134,6 +114,15 @@ class Database:
             connection.execute(sqlalchemy.delete(VALUES).where(VALUES.c.trial_id == key))
             _insert_values(connection, key, values)
 
+    def remove(self) -> None:
+        """Remove the study with all its trials."""
+        self._storage.delete_study(self._study_id)
+
+    def close(self) -> None:
+        """Give up the connections. Whoever reads or writes again opens new ones, but for a writer that held the study."""
+        self._engine.dispose()
+        self._storage.engine.dispose()
+
     def _json(self, name: str, distribution: BaseDistribution) -> str:
         """A parameter has one distribution in all trials of a study: Optuna allows no other."""
         if name not in self._distributions:
@@ -146,6 +135,9 @@ class MemoryDatabase:
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self._facts, self._trials = dict(facts), 0
+
+    def close(self) -> None:
+        pass
 
     def facts(self) -> dict[str, Any]:
         return dict(self._facts)
@@ -171,9 +163,22 @@ class MemoryDatabase:
         pass
 
 
-def _open(path: Path, *, skip_table_creation: bool) -> optuna.storages.RDBStorage:
-    arguments = {"connect_args": {"timeout": 60}}
-    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=arguments, skip_table_creation=skip_table_creation)
+def add_study(storage: optuna.storages.RDBStorage, name: str, facts: Mapping[str, Any]) -> None:
+    """Write an empty study with these user attributes, whole or not at all: readers may be waiting for it."""
+    with storage.engine.begin() as connection:
+        key = connection.execute(sqlalchemy.insert(STUDIES), {"study_name": name}).inserted_primary_key[0]  # type: ignore[index]
+        directions = [
+            {"study_id": key, "direction": StudyDirection[direction.upper()], "objective": objective}
+            for objective, direction in enumerate(DIRECTIONS)
+        ]
+        connection.execute(sqlalchemy.insert(STUDY_DIRECTIONS), directions)
+        _insert_attributes(connection, STUDY_SYSTEM_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES.c.study_id, key, METRICS)
+        _insert_attributes(connection, STUDY_ATTRIBUTES, STUDY_ATTRIBUTES.c.study_id, key, facts)
+
+
+def open_storage(url: str, *, make_tables: bool, **engine: Any) -> optuna.storages.RDBStorage:
+    """Optuna's access to a database; `engine` goes to SQLAlchemy. Raises what SQLAlchemy, the driver and Optuna raise."""
+    return optuna.storages.RDBStorage(url, engine_kwargs=engine, skip_table_creation=not make_tables)
 
 
 def _put_attributes(

@@ -29,6 +29,7 @@ from nas.errors import InputError, did_you_mean
 from nas.files import write_whole
 from nas.space.skeleton import find_model, models_folder
 from nas.space.source import read_yaml
+from nas.storage import masked
 
 RESULTS = Path("results")
 BLOCKS = "blocks"
@@ -202,8 +203,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command as typed, to be repeated."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command as typed, to be repeated; but for passwords."""
+    return shlex.join([Path(sys.argv[0]).name, *map(masked, sys.argv[1:])])
 
 
 @contextmanager

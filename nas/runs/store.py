@@ -10,6 +10,7 @@ leave out.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,8 +23,10 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from nas.errors import InputError
-from nas.runs.database import DIRECTIONS, Database, MemoryDatabase, create_database
+from nas.config import RunConfig
+from nas.errors import InputError, NasError
+from nas.runs.database import DIRECTIONS, Database, MemoryDatabase
+from nas.runs.place import Place, place_of
 from nas.runs.tally import Tally
 from nas.space.architecture import Architecture
 from nas.space.protocol import Space
@@ -33,7 +36,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 VERSION = 2
 NOTHING: dict[str, Any] = {}  # what Optuna need not know of a rejected trial: one object for all
 END = "end"  # the attribute {state, reason}, written where nothing else tells the state
-# What SQLite's troubles (a full disk, a read-only file) arrive as, once a store is open.
+# What a database's troubles (a full disk, a read-only file, a server that has gone) arrive as, once a store is open.
 STORE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 
 
@@ -80,31 +83,38 @@ class Store:
     """The trials of one run. `tally` is what they add up to.
 
     Args:
-        folder: the run folder; the database is `study.db` in it. None keeps everything in memory, and loses it.
+        folder: the run folder; where its database lies, `place_of` knows. None keeps everything in memory, and loses it.
         create: make the database; otherwise it must be there.
+        config: of the run; that of the folder's run.yaml where None.
+        exclusive: keep every other exclusive store of this run from being opened, on any host, until this one is closed.
+            Of a database in the run folder, the folder's lock does so.
 
     Raises:
-        InputError: the database is missing, unreadable or of another version.
+        InputError: the database is missing, unreadable, of another version or held by another search.
+        UnreachableError: its server cannot be reached.
     """
 
-    def __init__(self, folder: Path | None, *, create: bool) -> None:
-        path = (folder or Path()) / "study.db"
-        if not create and (folder is None or not path.is_file()):
-            raise InputError(f"{folder}: holds no study.db", "give the folder of a run, for example results/search")
-        try:
-            if create and folder is not None:
-                create_database(path, {"version": VERSION})
-            self._database = MemoryDatabase({"version": VERSION}) if folder is None else Database(path)
-            self._facts = self._database.facts()
-            found = self._facts["version"]
-            trials = self._database.trials() if found == VERSION else []
-            entries = [_entry(trial) for trial in trials]
-        except Exception as error:
-            # SQLAlchemy, sqlite3 and Optuna each have their own ways to say that this is not a usable database.
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise InputError(f"{path}: cannot be used: {reason}", "restore the file, or start a new run") from error
-        if found != VERSION:
-            raise InputError(f"{path}: written by version {found} of the store, this is {VERSION}", "use the nas that wrote it")
+    def __init__(self, folder: Path | None, *, create: bool, config: RunConfig | None = None, exclusive: bool = False) -> None:
+        self._place = place = None if folder is None else place_of(folder, config)
+        facts = {"version": VERSION}
+        with contextlib.ExitStack() as undo:
+            try:
+                self._database = _opened(place, facts if create else None, exclusive)
+                undo.callback(self._database.close)
+                self._facts = self._database.facts()
+                found = self._facts["version"]
+                trials = self._database.trials() if found == VERSION else []
+                entries = [_entry(trial) for trial in trials]
+            except NasError:
+                raise
+            except Exception as error:
+                # SQLAlchemy, the drivers and Optuna each have their own ways to say that this is not a usable database.
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                raise InputError(f"{place}: cannot be used: {reason}", "" if place is None else place.cure) from error
+            if found != VERSION:
+                what = f"{place}: written by version {found} of the store, this is {VERSION}"
+                raise InputError(what, "use the nas that wrote it")
+            undo.pop_all()
         self._memory = optuna.create_study(directions=DIRECTIONS)
         self._memory.add_trials(trials)
         self._distributions: dict[str, BaseDistribution] = {}
@@ -245,6 +255,14 @@ class Store:
                 self.charge(entry.number, entry.attempts[-1]["seconds"], "interrupted")
         return [entry for entry in self.entries if entry.state == "queued"]
 
+    def close(self) -> None:
+        """Let others open the database exclusively; what is known of the trials can still be read here."""
+        self._database.close()
+
+    def failure(self, error: Exception) -> Exception:
+        """What to raise for one of STORE_ERRORS that came up while this store was in use."""
+        return error if self._place is None else self._place.failure(error)
+
     def add_seconds(self, **seconds: float) -> None:
         """Add to the run's own clocks: `wall`, `lane`."""
         self._put_facts({f"{name}_seconds": round(self.seconds(name) + value, 3) for name, value in seconds.items()})
@@ -302,6 +320,17 @@ class Store:
         self.tally.change(self._entries.get(entry.number), entry)
         self._entries[entry.number] = entry
         return entry
+
+
+def _opened(place: Place | None, facts: Mapping[str, Any] | None, exclusive: bool) -> Database | MemoryDatabase:
+    """The database at a place, made with `facts` where these are given. Raises InputError where it is not there."""
+    if place is None:
+        return MemoryDatabase(facts or {})
+    if facts is not None:
+        place.create(facts)
+    elif not place.exists():
+        raise place.missing
+    return place.open(exclusive=exclusive)
 
 
 def _charged(entry: Entry, seconds: float, outcome: str) -> Entry:

@@ -13,6 +13,7 @@ import warnings
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import optuna
 import pytest
@@ -22,16 +23,18 @@ from optuna.trial import TrialState
 from nas.errors import InputError
 from nas.review.record import STATES
 from nas.runs.database import DIRECTIONS
-from nas.runs.store import Store
+from nas.runs.folder import read_config
+from nas.runs.store import VERSION, Store
 from nas.search.sampler import make_sampler
 from nas.space.architecture import Architecture, Placement
+from nas.storage import password_of
 
 PRICE = {"ms": 2.0, "spread": 0.01}
 RESULT = {"map": 0.25, "map50": 0.5}
 
 
-def test_what_optuna_sees_of_a_trial(make_store, space):
-    folder, store = make_store()
+def test_what_optuna_sees_of_a_trial(make_any_store, space):
+    folder, store = make_any_store()
     assert store.propose(space, draws(store), space.baseline).architecture.is_skeleton
     store.queue(0, PRICE, {"latency": 0.5, "params": -1.0})
     store.start(0)
@@ -72,9 +75,9 @@ def test_what_optuna_sees_of_a_trial(make_store, space):
     assert Store(folder, create=False).entries == store.entries
 
 
-def test_a_latency_that_was_predicted_is_corrected_everywhere(make_store, space):
+def test_a_latency_that_was_predicted_is_corrected_everywhere(make_any_store, space):
     """Optuna and the samplers of this and a later session learn the measured one."""
-    folder, store = make_store()
+    folder, store = make_any_store()
     for number, excess in enumerate(({"latency": 0.5}, {"latency": -1.0})):
         store.propose(space, draws(store), space.baseline if number == 0 else None)
         store.queue(number, {"ms": 2.0, "source": "predicted"}, excess)
@@ -93,12 +96,12 @@ def test_a_latency_that_was_predicted_is_corrected_everywhere(make_store, space)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_the_rows_are_those_that_optuna_writes(make_store, space, tmp_path, monkeypatch, sampler):
+def test_the_rows_are_those_that_optuna_writes(make_any_store, space, tmp_path, monkeypatch, sampler):
     """Its own storage, given the same trials, puts the same into every table; in any time zone."""
     monkeypatch.setenv("TZ", "Asia/Kathmandu")
     time.tzset()
     try:
-        folder, store = make_store()
+        folder, store = make_any_store()
         store.propose(space, make_sampler(sampler, 0, len(store)), space.baseline)
         store.queue(0, PRICE, {"latency": 0.5, "params": -1.0})
         for number in range(1, 20):
@@ -114,7 +117,10 @@ def test_the_rows_are_those_that_optuna_writes(make_store, space, tmp_path, monk
                 store.start(number)
                 store.fail(number, 1.0, "diverged")
         now, trials = datetime.now(), read(folder).trials
-        other = optuna.create_study(study_name="rung0", storage=f"sqlite:///{tmp_path / 'other.db'}", directions=DIRECTIONS)
+        other = optuna.create_study(study_name=read(folder).study_name, storage=beside(folder), directions=DIRECTIONS)
+        with pytest.warns(optuna.exceptions.ExperimentalWarning):
+            other.set_metric_names(["mAP50-95", "latency ms"])
+        other.set_user_attr("version", VERSION)
         other.add_trials(trials)
     finally:
         monkeypatch.undo()
@@ -123,6 +129,10 @@ def test_the_rows_are_those_that_optuna_writes(make_store, space, tmp_path, monk
     for moment in [t.datetime_start for t in trials] + [t.datetime_complete for t in trials if t.state.is_finished()]:
         assert timedelta(0) <= now - moment < timedelta(minutes=5)
     for table, columns in {
+        "studies": "*",
+        "study_directions": "*",
+        "study_user_attributes": "*",
+        "study_system_attributes": "*",
         "trials": "trial_id, number, study_id, state, datetime_start, datetime_complete",
         "trial_params": "trial_id, param_name, param_value, distribution_json",
         "trial_values": "trial_id, objective, value, value_type",
@@ -132,11 +142,11 @@ def test_the_rows_are_those_that_optuna_writes(make_store, space, tmp_path, monk
         "trial_heartbeats": "*",
     }.items():
         query = f"SELECT {columns} FROM {table} ORDER BY 1, 2"
-        assert execute(folder / "study.db", query) == execute(tmp_path / "other.db", query), table
+        assert rows(url(folder), query) == rows(beside(folder), query), table
 
 
-def test_a_baseline_that_the_space_cannot_express(make_store, space):
-    folder, store = make_store()
+def test_a_baseline_that_the_space_cannot_express(make_any_store, space):
+    folder, store = make_any_store()
     placement = Placement("neck.topdown.P3", 16, "keep", 32, 1)
     foreign = Architecture(space.skeleton.name, (placement,))
     assert space.params(foreign) is None
@@ -149,9 +159,9 @@ def test_a_baseline_that_the_space_cannot_express(make_store, space):
     assert Store(folder, create=False)[0].architecture == foreign
 
 
-def test_equal_seeds_propose_alike(make_store, space):
+def test_equal_seeds_propose_alike(make_any_store, space):
     def proposals(name, seed):
-        _, store = make_store(name)
+        _, store = make_any_store(name)
         drawn = []
         for number in range(12):
             drawn.append(store.propose(space, make_sampler("tpe", seed, len(store))).architecture.id)
@@ -161,8 +171,8 @@ def test_equal_seeds_propose_alike(make_store, space):
     assert proposals("a", 1) == proposals("b", 1) != proposals("c", 2)
 
 
-def test_facts_and_clocks(make_store):
-    folder, store = make_store()
+def test_facts_and_clocks(make_any_store):
+    folder, store = make_any_store()
     store.put_fact("stopped_because", "budget spent")
     store.add_seconds(wall=1.5, lane=0.25)
     store.add_seconds(wall=2.0)
@@ -378,10 +388,39 @@ def draws(store):
     return make_sampler("random", 0, len(store))
 
 
+def url(folder: Path) -> str:
+    """Of the database, as anybody who reads it types it."""
+    config = read_config(folder)[0] if (folder / "run.yaml").exists() else None
+    if config is None:
+        return f"sqlite:///{folder / 'study.db'}"
+    secret = quote(password_of(config.storage), safe="")
+    return config.storage.replace("postgresql://nas@", f"postgresql+psycopg://nas:{secret}@")
+
+
+def beside(folder: Path) -> str:
+    """Of a second database like the first, for what Optuna itself writes."""
+    if not (folder / "run.yaml").exists():
+        return f"sqlite:///{folder / 'other.db'}"
+    first, _, name = url(folder).rpartition("/")
+    if not rows(f"{first}/postgres", f"SELECT 1 FROM pg_database WHERE datname = 'beside_{name}'"):
+        engine = sqlalchemy.create_engine(f"{first}/postgres", isolation_level="AUTOCOMMIT")
+        with contextlib.closing(engine.connect()) as connection:
+            connection.execute(sqlalchemy.text(f"CREATE DATABASE beside_{name}"))
+    return f"{first}/beside_{name}"
+
+
 def read(folder: Path) -> optuna.Study:
     """The study as anybody reads it, without nas."""
-    (study,) = optuna.get_all_study_names(url := f"sqlite:///{folder / 'study.db'}")
-    return optuna.load_study(study_name=study, storage=url)
+    (study,) = optuna.get_all_study_names(url(folder))
+    return optuna.load_study(study_name=study, storage=url(folder))
+
+
+def rows(url: str, sql: str) -> list[tuple]:
+    engine = sqlalchemy.create_engine(url)
+    with contextlib.closing(engine.connect()) as connection:
+        found = [tuple(row) for row in connection.execute(sqlalchemy.text(sql))]
+    engine.dispose()
+    return found
 
 
 def execute(path: Path, sql: str) -> list[tuple]:
