@@ -25,6 +25,7 @@ from nas.doctor import examine as examining
 from nas.doctor.finding import Finding, guarded
 from nas.doctor.machine import Imported
 from nas.doctor.run import examine_run
+from nas.execution import security
 from nas.latency.target import Target
 from nas.review.progress import Quiet
 from nas.runs import folder as folders
@@ -400,18 +401,18 @@ def test_a_cluster_and_its_token(tmp_path, monkeypatch):
         for address in (f"127.0.0.1:{port}", f"ray://localhost:{port}"):
             assert verdicts(address) == ["ok"]
         monkeypatch.setattr(cluster.socket, "create_connection", lambda *_, **__: server.dup())
-        assert verdicts(f"10.0.0.1:{port}") == ["ok", "note"]  # no token
-        monkeypatch.setattr(cluster, "CURRENT", tmp_path / "current")
+        assert verdicts(f"10.0.0.1:{port}") == ["ok", "fault"]  # no token
+        monkeypatch.setattr(security, "CURRENT", tmp_path / "current")
         assert verdicts("auto") == ["fault"]
-        cluster.CURRENT.write_text(f"10.0.0.1:{port}\n")
+        security.CURRENT.write_text(f"10.0.0.1:{port}\n")
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("secret")
         assert verdicts("auto") == ["ok", "ok"]
-        assert verdicts(f"10.0.0.1:{port}") == ["ok", "note"]  # ray shows its token there only if told to
+        assert verdicts(f"10.0.0.1:{port}") == ["ok", "fault"]  # ray shows its token there only if told to
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
-        assert verdicts(f"10.0.0.1:{port}") == ["ok", "ok"]
+        assert verdicts(f"10.0.0.1:{port}") == verdicts(f"127.0.0.1:{port}") == ["ok", "ok"]
         (tmp_path / ".ray" / "auth_token").unlink()
-        assert verdicts(f"10.0.0.1:{port}") == ["ok", "fault"]
+        assert verdicts(f"10.0.0.1:{port}") == verdicts(f"127.0.0.1:{port}") == ["ok", "fault"]
 
 
 def test_the_cache_keeps_what_can_be_read(run, quick):

@@ -18,7 +18,7 @@ COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits", "s
 ARROWS = {
     "nas": {"api", "blocks"},
     "cli": {"api", "doctor", "simulate", "blocks", "finish", "quote", "review", "runs", "yolo"},
-    "doctor": {"run", "outcome", "latency", "runs", "dataset", "hardware", "cache"},
+    "doctor": {"execution", "run", "outcome", "latency", "runs", "dataset", "hardware", "cache"},
     "api": {
         "blocks",
         "prior",
@@ -181,6 +181,7 @@ FREE_OF = {  # modules -> what importing them in a fresh process must not load
         "nas.outcome",
         "nas.runs.store",
         "nas.execution.local",
+        "nas.execution.security",
         "nas.dataset.description",
         "nas.doctor.examine",
     ): (
