@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import optuna
 import pytest
 import sqlalchemy
 from sqlalchemy.engine import Engine
@@ -19,11 +22,16 @@ from nas.simulate.play import Play
 from nas.simulate.space import TableSpace
 from tests.simulate.tables import small
 
+TRIALS = 6
 REPORTING = Faults(hang=1e-12)  # nobody hangs, and so everybody gives signs of life, which are charged
 SEARCHES = {
     "one rung, three workers": {"sampler": "random", "workers": 3, "confirm": 0},
+    "rungs, confirmed": {"sampler": "random", "workers": 1, "rungs": 2, "confirm": 1, "epochs": 9},
     "front, rungs, confirmed": {"sampler": "front", "workers": 1, "rungs": 2, "confirm": 1, "epochs": 9},
 }
+CASES = [
+    pytest.param(options, id=name, marks=[pytest.mark.slow] * name.startswith("front")) for name, options in SEARCHES.items()
+]
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class End:
 
 def search(space: TableSpace, folder: Path, options: dict) -> None:
     """A session that begins, or goes on, in a folder."""
-    config = RunConfig("t", "t", "8trials", "lat", max_latency_ms=4.0, seed=3, **options)
+    config = RunConfig("t", "t", f"{TRIALS}trials", "lat", max_latency_ms=4.0, seed=3, **options)
     store = Store(folder, create=not (folder / "study.db").exists())
     Play(space, config, store, tau=0.7, faults=REPORTING, folder=folder).run()
 
@@ -81,14 +89,30 @@ def killed_at(write: int, space: TableSpace, folder: Path, options: dict) -> boo
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("options", SEARCHES.values(), ids=SEARCHES)
-def test_every_write(tmp_path: Path, options: dict) -> None:
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """In memory where possible. Optuna's storage reads all its migrations at every opening: here, once."""
+    versions, scripts = optuna.storages._rdb.storage._VersionManager, []
+    read = versions._create_alembic_script
+
+    def once(manager: object) -> object:
+        if not scripts:
+            scripts.append(read(manager))
+        return scripts[0]
+
+    monkeypatch.setattr(versions, "_create_alembic_script", once)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
+        yield Path(name)
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_every_write(folder: Path, options: dict) -> None:
     """The same finished trials and front as undisturbed, none twice, and no second more than what was lost."""
-    space = small(tmp_path)
+    tmp_path, space = folder, small(folder)
     (tmp_path / "undisturbed").mkdir()
     search(space, tmp_path / "undisturbed", options)
     undisturbed = end_of(tmp_path / "undisturbed")
-    assert len(undisturbed.finished) == 8 and undisturbed.interrupted == 0
+    assert len(undisturbed.finished) == TRIALS and undisturbed.interrupted == 0
     write, lost = 1, 0.0
     while True:
         folder = tmp_path / str(write)
