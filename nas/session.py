@@ -41,6 +41,7 @@ from nas.runs.trials import TrialFolders
 from nas.space.architecture import model_yaml
 from nas.space.memory import attention_notes
 from nas.space.reader import read_space
+from nas.status import Heartbeat
 from nas.study import INTERRUPTED, Study
 from nas.teaching import AssembledJobs, Teaching
 
@@ -92,9 +93,12 @@ def run_session(
             log.info(text)
             progress.say(text)
 
+        heartbeat = Heartbeat(store)
+
         def watch(status: Callable[[], Status]) -> None:
             if meter is not None:
                 meter.update()
+            heartbeat(status)
             progress(status() if meter is None else replace(status(), gpus_busy=meter.latest))
             tables.update()
 
@@ -137,7 +141,9 @@ def run_session(
                     metric=metric_of(space.skeleton),
                 )
                 with interruptible(study):
-                    store.put_fact("stopped_because", ended := study.run())
+                    ended = study.run()
+                    heartbeat.leave()
+                    store.put_fact("stopped_because", ended)
                 if table is not None and ended != INTERRUPTED:
                     wish = ask_for_more(folder, config, table, space, dataset.nc, store.entries, executor)
                     tell(wish)

@@ -544,6 +544,7 @@ class Study:
             budget=self._ledger.budget.text,
             share=min(1.0, self._ledger.used(self._elapsed) / self._ledger.budget.amount),
             wall_seconds=self._ledger.wall_seconds,
+            left=None if self._stopping or self._exhausted else self._ledger.ends_in(self._config.workers, self._elapsed),
             baseline=_point(self._store[0]) if len(self._store) else None,
             taus=self._climb.taus,
             outlook=self._proposals.outlook,

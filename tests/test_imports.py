@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "nas").rglob("*.py"))
 COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits", "storage", "alive"}
 ARROWS = {
     "nas": {"api", "blocks"},
-    "cli": {"api", "doctor", "simulate", "blocks", "finish", "quote", "review", "runs", "yolo"},
+    "cli": {"api", "doctor", "status", "simulate", "blocks", "finish", "quote", "review", "runs", "yolo"},
     "doctor": {"execution", "run", "outcome", "latency", "runs", "dataset", "hardware", "cache"},
     "api": {
         "blocks",
@@ -62,6 +62,7 @@ ARROWS = {
         "prior",
         "rises",
         "study",
+        "status",
         "run",
         "outcome",
         "execution",
@@ -73,6 +74,7 @@ ARROWS = {
         "cache",
     },
     "prior": {"run", "runs"},
+    "status": {"review", "runs"},
     "proposals": {"rises", "pricing", "runs", "search"},
     "rises": {"imitation"},
     "simulate": {

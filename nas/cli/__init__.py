@@ -9,7 +9,7 @@ import click
 
 from nas.cli.base import Group
 from nas.cli.models import latency, space, yolo
-from nas.cli.runs import doctor, export, front, train
+from nas.cli.runs import doctor, export, front, status, train
 from nas.cli.search import search
 from nas.errors import InputError, NasError
 from nas.storage import masked
@@ -25,7 +25,7 @@ def cli() -> None:
     """Neural architecture search over block placements in YOLO detectors."""
 
 
-for command in (search, front, export, train, latency, space, yolo, doctor):
+for command in (search, status, front, export, train, latency, space, yolo, doctor):
     cli.add_command(command)
 
 

@@ -108,6 +108,17 @@ def doctor(ctx: click.Context, run: str | None, data: str | None, address: str |
     ctx.exit(code)
 
 
+@click.command(cls=Command)
+@click.argument("run", required=False)
+@click.option("--watch", is_flag=True, help="Go on until the search ends, or until Ctrl-C.")
+def status(run: str | None, watch: bool) -> None:
+    """Say how RUN goes (the latest where none is named), from another terminal or host; the search does not notice."""
+    from nas.status import follow  # noqa: PLC0415
+
+    for lines in follow(run, watch=watch):
+        click.echo("\n".join(lines))
+
+
 def _show_repriced(repriced: Repriced, form: str) -> None:
     from nas.review.suggested import suggested_table  # noqa: PLC0415
     from nas.review.table import rich_table  # noqa: PLC0415

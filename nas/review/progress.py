@@ -22,7 +22,8 @@ LINE_SECONDS = 30.0
 class Status:
     """How a search stands.
 
-    `running` is trial -> (epoch, epochs); `share` of the budget that is used, 0..1; `baseline` and `best` (the best
+    `running` is trial -> (epoch, epochs); `share` of the budget that is used, 0..1, and it lasts `left` seconds more, where
+    that can be told; `baseline` and `best` (the best
     within the limit) are (mAP50-95, latency in ms); `gpus_busy` is the share of time in which the GPUs work, 0..1; `taus` are
     Kendall's between each rung and the next, as far as known; `outlook` is what the accuracy model expects of another hour of
     a device, and by how much it is off.
@@ -36,6 +37,7 @@ class Status:
     wall_seconds: float
     baseline: tuple[float, float] | None
     best: tuple[float, float] | None
+    left: float | None = None
     gpus_busy: float | None = None
     taus: tuple[float | None, ...] = ()
     outlook: Outlook | None = None
@@ -46,6 +48,8 @@ class Status:
         shown = ("done", "paused", "failed", "rejected", "queued")
         counts = ", ".join(f"{self.counts[s]} {s}" for s in shown if self.counts.get(s))
         facts = [self.phase, counts or "no trial yet", f"{self.share:.0%} of {self.budget}", duration(self.wall_seconds)]
+        if self.left is not None:
+            facts.append(f"ends about {clock_time(self.left)}")
         if self.baseline:
             facts.append(f"baseline mAP {self.baseline[0]:.3f} at {self.baseline[1]:.2f} ms")
         if self.best:
@@ -57,6 +61,13 @@ class Status:
         if self.gpus_busy is not None:
             facts.append(f"GPUs {self.gpus_busy:.0%} busy")
         return facts
+
+
+def clock_time(left: float) -> str:
+    """What the clock says `left` seconds from now; with the date where that is another day."""
+    then, now = time.time() + left, time.localtime()
+    same = time.localtime(then)[:3] == now[:3]
+    return time.strftime("%H:%M" if same else "%Y-%m-%d %H:%M", time.localtime(then))
 
 
 class Progress(Protocol):

@@ -90,6 +90,14 @@ class Ledger:
         rate = devices if self.budget.kind == "device" else 1
         return (self.budget.amount - self.used(running)) / rate
 
+    def ends_in(self, workers: int, running: Sequence[float]) -> float | None:
+        """Seconds until the budget is used up, if it goes on as it has gone; None as long as nobody can tell."""
+        if self.budget.kind == "trials":
+            typical = self._store.tally.typical_seconds()
+            return (self.budget.amount - self.used()) * typical / workers if typical else None
+        left = self.time_left(len(running), running)
+        return None if math.isinf(left) else left
+
     def save(self) -> None:
         """Add this session's wall clock to the store, as far as it is not there yet."""
         if self._began is not None:
