@@ -32,6 +32,7 @@ from nas.reprice import reprice as repriced
 from nas.review.progress import Progress, Quiet
 from nas.run import Run, writing
 from nas.runs import folder as folders
+from nas.runs.inputs import data_changes, described, read_inputs, space_changes, write_inputs
 from nas.runs.place import place_of
 from nas.runs.store import Store
 from nas.session import run_session
@@ -138,6 +139,7 @@ def search(
         folders.write_config(folder, config, command)
         dataset, machine = asked.dataset, Target.parse(config.target).stamp()
         folders.write_manifest(folder, dataset.digest, dataset.names, machine, asked.digest)
+        write_inputs(folder, described(asked.space), dataset.files)
         Store(folder, create=True).close()
     with folders.removed_on_failure(folder, StartError), _study_removed_on_failure(folder, StartError):
         return run_session(folder, config, dataset, progress or Quiet(), command, asked.notes, asked.prior)
@@ -203,13 +205,38 @@ def resume(
     measured_on, _ = _target(config.target, config.imgsz)
     config = replace(config, target=str(measured_on))
     _load_again(folder, _paths(blocks))
-    dataset = _dataset(config.data, read_space(folder / "space.yaml").skeleton)
-    manifest = folders.read_manifest(folder)
-    if dataset.digest != manifest["data_digest"]:
-        raise InputError(f"{dataset.yaml}: has changed since {folder} began", "restore the data, or start a new run")
+    manifest, own = folders.read_manifest(folder), read_space(folder / "space.yaml")
+    dataset = _dataset(config.data, own.skeleton)
+    _refuse_changes(folder, config, own, dataset)
     if config.weights is not None and _digest(_checkpoint(config.weights)) != manifest.get("weights_digest"):
         raise InputError(f"{config.weights}: has changed since {folder} began", "restore the file, or start a new run")
     return run_session(folder, config, dataset, progress or Quiet(), command)
+
+
+def _refuse_changes(folder: Path, config: RunConfig, own: SearchSpace, dataset: Dataset) -> None:
+    """Raises InputError, with the difference, where the space or the data are not those that a run began with.
+
+    The space is the run's own copy; where the user's file is still there and says something else, what is wanted is unclear.
+    """
+    kept = read_inputs(folder)
+    if kept is not None:
+        files = [folder / "space.yaml"]
+        if Path(
+            config.space
+        ).is_file():  # it may be gone, and one that came with nas may be another by now: the run has its own
+            files.append(Path(config.space))
+        for file in files:
+            found = own if file.parent == folder else read_space(file)
+            if changes := space_changes(kept[0], described(found)):
+                what = f"{file}: the space has changed since {folder} began:" + "".join(f"\n  {line}" for line in changes)
+                raise InputError(what, "restore it, or start a new run, which can learn from this one: --from")
+    manifest = folders.read_manifest(folder)
+    if dataset.digest != manifest["data_digest"]:
+        changes = [] if kept is None else data_changes(kept[1], dataset.files)
+        if list(dataset.names) != manifest["classes"]:
+            changes.append(f"classes: {', '.join(dataset.names)}, were {', '.join(manifest['classes'])}")
+        what = f"{dataset.yaml}: has changed since {folder} began" + "".join(f"\n  {line}" for line in changes)
+        raise InputError(what, "restore the data, or start a new run")
 
 
 def probes(
@@ -352,7 +379,7 @@ def _check(
         )
     config = RunConfig(
         data=BUILT_IN if data is None else str(dataset.yaml),
-        space=str(space),
+        space=str(path.absolute() if Path(space).is_file() else space),
         budget=budget,
         target=str(measured_on),
         imgsz=imgsz,

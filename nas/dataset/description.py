@@ -45,6 +45,7 @@ class Dataset:
         digest: hex digest of the names, the labels, and every image's split, place and size; copies share it.
         problems: what was found but tolerated, one line each.
         train_classes: for each image of `train` the classes in it, ascending.
+        files: what `digest` is made of beside the names: of every image its split, place, size and the digest of its labels.
     """
 
     yaml: Path
@@ -56,6 +57,7 @@ class Dataset:
     digest: str
     problems: tuple[str, ...]
     train_classes: tuple[tuple[int, ...], ...] = field(repr=False)
+    files: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def nc(self) -> int:
@@ -162,6 +164,7 @@ def read_dataset(path: Path, root: Path | None = None, *, polygons: bool = False
         digest=hashlib.sha256(json.dumps([names, lines]).encode()).hexdigest(),
         problems=tuple(problems),
         train_classes=tuple(image.classes for image in good["train"]),
+        files=tuple(lines),
     )
 
 
