@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+import optuna
 import psycopg
 import pytest
+from sqlalchemy.pool import NullPool
 
 PASSWORD = "pass wörd:/@7"
 SETTINGS = {
@@ -33,6 +35,11 @@ def binaries() -> Path:
         if (folder / "pg_ctl").is_file():
             return folder
     pytest.skip("no PostgreSQL server is installed (initdb, pg_ctl)")
+
+
+def reader(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's own storage of any database, which leaves no connection open."""
+    return optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
 
 
 class Server:

@@ -31,7 +31,7 @@ from nas.runs.place import place_of
 from nas.runs.store import STORE_ERRORS, VERSION, Store
 from nas.search.sampler import make_sampler
 from nas.simulate.play import Play
-from tests.postgresql import PASSWORD, Server
+from tests.postgresql import PASSWORD, Server, reader
 from tests.runs.conftest import SPACE, config_in
 from tests.simulate.tables import small
 from tests.test_session import Instant, good
@@ -64,7 +64,7 @@ def search(url: str, **options):
 def study_of(server: Server, run: api.Run) -> optuna.Study:
     """As anybody reads it, without nas."""
     url = server.url(run.config.storage.rpartition("/")[2]).replace("postgresql:", "postgresql+psycopg:")
-    return optuna.load_study(study_name=run.config.study, storage=url)
+    return optuna.load_study(study_name=run.config.study, storage=reader(url))
 
 
 def secrets_in(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
+from sqlalchemy.pool import NullPool
 
 from nas.errors import InputError
 from nas.review.record import STATES
@@ -28,6 +29,7 @@ from nas.runs.store import VERSION, Store
 from nas.search.sampler import make_sampler
 from nas.space.architecture import Architecture, Placement
 from nas.storage import password_of
+from tests.postgresql import reader
 
 PRICE = {"ms": 2.0, "spread": 0.01}
 RESULT = {"map": 0.25, "map50": 0.5}
@@ -117,7 +119,7 @@ def test_the_rows_are_those_that_optuna_writes(make_any_store, space, tmp_path, 
                 store.start(number)
                 store.fail(number, 1.0, "diverged")
         now, trials = datetime.now(), read(folder).trials
-        other = optuna.create_study(study_name=read(folder).study_name, storage=beside(folder), directions=DIRECTIONS)
+        other = optuna.create_study(study_name=read(folder).study_name, storage=reader(beside(folder)), directions=DIRECTIONS)
         with pytest.warns(optuna.exceptions.ExperimentalWarning):
             other.set_metric_names(["mAP50-95", "latency ms"])
         other.set_user_attr("version", VERSION)
@@ -403,7 +405,7 @@ def beside(folder: Path) -> str:
         return f"sqlite:///{folder / 'other.db'}"
     first, _, name = url(folder).rpartition("/")
     if not rows(f"{first}/postgres", f"SELECT 1 FROM pg_database WHERE datname = 'beside_{name}'"):
-        engine = sqlalchemy.create_engine(f"{first}/postgres", isolation_level="AUTOCOMMIT")
+        engine = sqlalchemy.create_engine(f"{first}/postgres", isolation_level="AUTOCOMMIT", poolclass=NullPool)
         with contextlib.closing(engine.connect()) as connection:
             connection.execute(sqlalchemy.text(f"CREATE DATABASE beside_{name}"))
     return f"{first}/beside_{name}"
@@ -411,16 +413,13 @@ def beside(folder: Path) -> str:
 
 def read(folder: Path) -> optuna.Study:
     """The study as anybody reads it, without nas."""
-    (study,) = optuna.get_all_study_names(url(folder))
-    return optuna.load_study(study_name=study, storage=url(folder))
+    (study,) = optuna.get_all_study_names(storage := reader(url(folder)))
+    return optuna.load_study(study_name=study, storage=storage)
 
 
 def rows(url: str, sql: str) -> list[tuple]:
-    engine = sqlalchemy.create_engine(url)
-    with contextlib.closing(engine.connect()) as connection:
-        found = [tuple(row) for row in connection.execute(sqlalchemy.text(sql))]
-    engine.dispose()
-    return found
+    with contextlib.closing(sqlalchemy.create_engine(url, poolclass=NullPool).connect()) as connection:
+        return [tuple(row) for row in connection.execute(sqlalchemy.text(sql))]
 
 
 def execute(path: Path, sql: str) -> list[tuple]:
