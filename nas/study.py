@@ -453,9 +453,8 @@ class Study:
             self._passed(step, event)
         elif disk_full(event):
             self._store.charge(number, event.seconds, "stopped: disk full")
-            self._hopeless = StoppedError(
-                f"trial {number} found no room on the disk: {event.reason}", "make room, then go on with --resume"
-            )
+            what = f"trial {number} found no room on the disk: {event.reason}"
+            self._hopeless = StoppedError(what, f"make room, then: nas search --resume {self._folders.folder(0).parents[1]}")
         else:
             self._died(step, event)
         self._record()

@@ -17,6 +17,7 @@ from nas.space.search_space import SearchSpace
 
 FILE = "inputs.json.gz"
 SHOWN = 3
+ROWS = "rows of "
 Texts = Mapping[str, str]
 
 
@@ -24,7 +25,7 @@ def described(space: SearchSpace) -> dict[str, str]:
     """A space as texts by name, equal for spaces that hold the same architectures under the same parameters."""
     skeleton = space.skeleton
     rows = json.dumps([[row.source, row.repeats, row.module, row.args] for row in skeleton.rows], default=str)
-    found = {"skeleton": skeleton.name, f"rows of {skeleton.name}": rows}
+    found = {"skeleton": skeleton.name, ROWS + skeleton.name: rows}
     for choices in space.slots:
         words = {"block": choices.blocks, "width": choices.widths, "depth": choices.depths, "heads": choices.heads}
         knobs = {f"{block}.{knob}": values for block, known in choices.knobs.items() for knob, values in known.items()}
@@ -54,13 +55,11 @@ def read_inputs(folder: Path) -> tuple[dict[str, str], list[str]] | None:
 def space_changes(before: Texts, now: Texts) -> list[str]:
     """What differs between two described spaces, a line each."""
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    long = [name for name in changed if name.startswith("rows of ")]
-    lines = [
-        f"{name}: {_words(now.get(name))}, was {_words(before.get(name))}"
-        for name in changed
-        if not name.startswith("rows of ")
+    rows = [name for name in changed if name.startswith(ROWS)]
+    short = [name for name in changed if name not in rows]
+    return [f"{name}: {_words(now.get(name))}, was {_words(before.get(name))}" for name in short] or [
+        f"{name} are others" for name in rows
     ]
-    return lines or [f"{name} are others" for name in long]
 
 
 def _words(text: str | None) -> str:
@@ -94,7 +93,7 @@ def _by_place(files: Sequence[str]) -> dict[tuple[str, str], tuple[str, str]]:
     found: dict[tuple[str, str], tuple[str, str]] = {}
     for line in files:
         split, _, rest = line.partition(" ")
-        name, size, labels = (rest.rsplit(" ", 2) + ["", ""])[:3]
+        name, size, labels = [*rest.rsplit(" ", 2), "", ""][:3]
         while (split, name) in found:
             name += "'"
         found[split, name] = size, labels
