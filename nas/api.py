@@ -26,6 +26,7 @@ from nas.latency.calibrate import calibration_set
 from nas.latency.probes import Probes, minutes, seconds_per_probe, write_probes
 from nas.latency.table import MIN_ROWS, read_table
 from nas.latency.target import TABLE, Target, chosen_because, parse_imgsz
+from nas.origin import other_machine, other_versions
 from nas.prior import Prior, read_prior
 from nas.reprice import Repriced
 from nas.reprice import reprice as repriced
@@ -210,7 +211,13 @@ def resume(
     _refuse_changes(folder, config, own, dataset)
     if config.weights is not None and _digest(_checkpoint(config.weights)) != manifest.get("weights_digest"):
         raise InputError(f"{config.weights}: has changed since {folder} began", "restore the file, or start a new run")
-    return run_session(folder, config, dataset, progress or Quiet(), command)
+    if other := other_machine(manifest, measured_on):
+        what = f"{folder} has measured latencies on {'; '.join(other)}: the two cannot be compared"
+        raise InputError(what, f"go on with it where it began, or begin a new run that learns from it: --from {folder}")
+    notes = (
+        [f"{folder} began with {'; '.join(other)}: results may differ a little"] if (other := other_versions(manifest)) else []
+    )
+    return run_session(folder, config, dataset, progress or Quiet(), command, notes)
 
 
 def _refuse_changes(folder: Path, config: RunConfig, own: SearchSpace, dataset: Dataset) -> None:

@@ -129,6 +129,18 @@ def test_changed_data_are_refused_with_the_difference(home: Home) -> None:
     assert f"1 image of train gone: train/{images[3].name}" in said
 
 
+def test_another_machine_is_refused_and_other_versions_are_said(home: Home) -> None:
+    path = home.run / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"machine": manifest["machine"] | {"machine": "Cray-1"}}))
+    said = home.nas("search", "--resume", "search", "--add-budget", "1trials", code=2)
+    assert "has measured latencies on Cray-1, now " in said and "--from results/search" in said
+    path.write_text(json.dumps(manifest | {"versions": manifest["versions"] | {"torch": "1.0"}}))
+    said = home.nas("search", "--resume", "search", "--add-budget", "1trials")
+    assert "began with torch 1.0, now " in said and "3 done" in said
+    assert "began with torch 1.0, now " in (home.run / "search.log").read_text()
+
+
 def test_status_and_a_second_search_while_one_runs_and_after_kill_9(home: Home) -> None:
     assert "stopped: budget spent" in home.nas("status")
     searching = home.start("search", "--resume", "search", "--add-budget", "50trials")

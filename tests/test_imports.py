@@ -18,8 +18,9 @@ COMMON = {"space", "config", "errors", "seeds", "files", "catalog", "limits", "s
 ARROWS = {
     "nas": {"api", "blocks"},
     "cli": {"api", "doctor", "status", "simulate", "blocks", "finish", "quote", "review", "runs", "yolo"},
-    "doctor": {"execution", "run", "outcome", "latency", "runs", "dataset", "hardware", "cache"},
+    "doctor": {"origin", "execution", "run", "outcome", "latency", "runs", "dataset", "hardware", "cache"},
     "api": {
+        "origin",
         "blocks",
         "prior",
         "run",
@@ -75,6 +76,7 @@ ARROWS = {
     },
     "prior": {"run", "runs"},
     "status": {"review", "runs"},
+    "origin": {"latency"},
     "proposals": {"rises", "pricing", "runs", "search"},
     "rises": {"imitation"},
     "simulate": {

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from nas.doctor.leftovers import remove, size, temporary_files
 from nas.doctor.store import cut_off, integrity, is_cut_off
 from nas.errors import InputError, NasError
 from nas.latency.target import Target
+from nas.origin import other_machine, other_versions
 from nas.outcome import winner_of
 from nas.run import Run
 from nas.runs import folder as folders
@@ -121,9 +120,7 @@ def _nothing_from(read: Callable[[], Any]) -> Iterator[Finding]:
 def _machine(run: Run) -> Iterator[Finding]:
     """What is other than when the run began: versions, and what latency is measured on."""
     manifest, target = folders.read_manifest(run.folder), Target.parse(run.config.target)
-    then = {"python": str(manifest.get("python")), **manifest.get("versions", {})}
-    now = {name: platform.python_version() if name == "python" else _version(name) for name in then}
-    if other := [f"{name} {then[name]}, now {now[name]}" for name in then if then[name] != now[name]]:
+    if other := other_versions(manifest):
         yield Finding(
             "run", "note", f"began with {'; '.join(other)}", "results may differ a little from what it would have found"
         )
@@ -132,10 +129,7 @@ def _machine(run: Run) -> Iterator[Finding]:
     except NasError as error:
         yield Finding("run", "note", f"cannot be gone on with here: {error.message}", error.hint)
         return
-    began, stamp = manifest.get("machine", {}), target.stamp()
-    if other := [
-        f"{began[key]}, now {stamp.get(key)}" for key in ("machine", "gpu") if key in began and began[key] != stamp.get(key)
-    ]:
+    if other := other_machine(manifest, target):
         cure = "go on with it where it began: latencies of two machines cannot be compared"
         yield Finding("run", "note", f"its latencies are of {'; '.join(other)}", cure)
 
@@ -189,10 +183,3 @@ def _checkpoints(run: Run) -> Iterator[Finding]:
     if found := [path for path in ended if path.is_file()]:
         what = f"states of trainings that have ended: {len(found)} ({size(found)})"
         yield Finding("trials", "note", what, repair=Repair("these files removed", lambda: remove(found)))
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
