@@ -21,6 +21,7 @@ ARROWS = {
     "doctor": {"run", "outcome", "latency", "runs", "dataset", "hardware", "cache"},
     "api": {
         "blocks",
+        "execution",
         "prior",
         "run",
         "reprice",

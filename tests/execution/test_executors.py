@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import WORKER, Ticker, alive, end_of, events_of, wait_until
+from harness import WORKER, Ticker, alive, end_of, events_of, room, wait_until
 
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.execution.local import LocalExecutor
@@ -24,16 +24,17 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "local":
         yield lambda workers: LocalExecutor([WORKER] * workers, WORKER, logs)
         return
-    from nas.execution.ray import RayExecutor, ray
+    from nas.execution.ray.executor import RayExecutor, ray
 
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield lambda workers: RayExecutor([WORKER] * workers, WORKER, logs)
+    yield lambda workers: RayExecutor(WORKER, WORKER, logs, workers=workers)
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
 def shared(make: Make) -> Iterator[Executor]:
     executor = make(2)
+    room(executor, 2)
     yield executor
     executor.close()
 
@@ -42,6 +43,7 @@ def shared(make: Make) -> Iterator[Executor]:
 def executor(shared: Executor) -> Iterator[Executor]:
     """Two workers that are free before and after each test."""
     yield shared
+    room(shared, 2)
     assert (shared.free, shared.lane_free) == (2, True)
     assert shared.poll(0) == []
 
@@ -177,6 +179,7 @@ def test_stop(executor: Executor, ticker: Tickers, quiet: bool) -> None:
     assert executor.stop("unknown") == 0
     assert 0 < executor.stop("stopped") < time.monotonic()
     assert executor.stop("stopped") == 0
+    room(executor)
     assert (executor.free, executor.lane_free) == (1, True)
     wait_until(lambda: not alive(pid), "the stopped worker ends")
     other.wait()
@@ -253,6 +256,7 @@ def test_one_that_stands_still_can_be_stopped_or_lost(executor: Executor, ticker
 
 def test_close_in_the_middle_leaves_nothing_behind(make: Make, ticker: Tickers) -> None:
     executor = make(2)
+    room(executor, 2)
     running, lane = ticker("running"), ticker("lane", "quiet")
     idle = end_of(executor, Attempt("idle", "attempts:echo")).data["pid"]
     executor.start(running.attempt)
