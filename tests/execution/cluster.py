@@ -21,14 +21,11 @@ class Nodes:
     """The head on 127.0.0.2, which has no CPU for actors unless told, other nodes on 127.0.0.3 and up."""
 
     def __init__(self, others: int, **head: Any) -> None:
-        self._next = 3
+        self._next, self.headless = 3, False
         settings = {"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.2", **head}
         self._cluster = Cluster(initialize_head=True, head_node_args=settings)
+        self.address = str(self._cluster.address)
         self.others = [self.add() for _ in range(others)]
-
-    @property
-    def address(self) -> str:
-        return str(self._cluster.address)
 
     def add(self, **settings: Any) -> Any:
         """One more node with one CPU."""
@@ -39,6 +36,7 @@ class Nodes:
     def kill_head(self) -> None:
         """kill -9 of the process that knows the cluster."""
         _kill(self._cluster.head_node, "gcs_server")
+        self.headless = True
 
     def end(self) -> None:
         self._cluster.shutdown()
@@ -63,11 +61,15 @@ def nodes(others: int, **head: Any) -> Iterator[Nodes]:
     finally:
         ray.shutdown()
         found.end()
+        wait_until(lambda: not any(map(alive, ray_processes(b"ray::Actor") - before)), "no actor is left")
+        if found.headless:  # what Ray itself leaves behind takes a minute to notice
+            for pid in ray_processes() - before:
+                os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not any(map(alive, ray_processes() - before)), "no process of the cluster is left")
 
 
-def ray_processes() -> set[int]:
-    """Processes of Ray on this host: servers and actors."""
+def ray_processes(begin: bytes = b"") -> set[int]:
+    """Processes of Ray on this host, servers and actors, whose command line begins so."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -75,6 +77,7 @@ def ray_processes() -> set[int]:
                 line = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"ray/core/src/ray" in line or line.startswith(b"ray::") or b"ray/_private/workers" in line:
+            of_ray = b"ray/core/src/ray" in line or line.startswith(b"ray::") or b"ray/_private/workers" in line
+            if of_ray and line.startswith(begin):
                 found.add(int(entry.name))
     return found

@@ -122,7 +122,7 @@ def test_addresses() -> None:
 def test_nobody_there_is_said_in_seconds(tmp_path: Path) -> None:
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.2", 0))
-        address = "127.0.0.2:{}".format(taken.getsockname()[1])
+        address = f"127.0.0.2:{taken.getsockname()[1]}"
         with pytest.raises(UnreachableError, match=f"no Ray cluster answers at {address}: connection refused"):
             RayExecutor(WORKER, WORKER, tmp_path, address=address)
 

@@ -95,8 +95,9 @@ class Cluster:
         self._failing: float | None = None
         self._silent = False
         self._ended, self._wake = threading.Event(), threading.Event()
-        # Ray waits for ever for a head that hangs: nobody but this thread may wait with it
-        threading.Thread(target=self._watch, daemon=True, name="nas-cluster").start()
+        # Whoever asks Ray for the nodes when the head dies never returns: a thread of its own, and another one that knocks.
+        for each in (self._knock, self._count):
+            threading.Thread(target=each, daemon=True, name=f"nas-cluster-{each.__name__}").start()
 
     @property
     def gone(self) -> bool:
@@ -128,19 +129,23 @@ class Cluster:
         if self._owned:
             ray.shutdown()
 
-    def _watch(self) -> None:
-        while not self._ended.is_set():
+    def _knock(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
             problem = self._door.knock()
+            self._silent = isinstance(problem, TimeoutError)
             if problem is None:
                 self._failing = None
-                with contextlib.suppress(Exception):  # it ends, or we do: the next knock tells
-                    self.nodes = _living()
-                    self._hosts |= {node.id: node.host for node in self.nodes}
-            else:
-                self._silent = isinstance(problem, TimeoutError)
-                self._failing = self._failing if self._failing is not None else time.monotonic()
+            elif self._failing is None:
+                self._failing = time.monotonic()
+
+    def _count(self) -> None:
+        while not self._ended.is_set():
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
+            if self.answers and not self._ended.is_set():
+                with contextlib.suppress(Exception):  # the head ends, or we do: who knocks will tell
+                    self.nodes = _living()
+                    self._hosts |= {node.id: node.host for node in self.nodes}
 
 
 @dataclass(frozen=True)
