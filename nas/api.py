@@ -308,7 +308,10 @@ def _check(
     if device not in {"auto", "cpu", "cuda"}:
         raise InputError(f"unknown device '{device}'", "give auto, cpu or cuda")
     if not 0 < gpus_per_trial <= 1:
-        raise InputError(f"--gpus-per-trial {gpus_per_trial:g}", "give a share above 0 and up to 1, for example 0.25")
+        raise InputError(
+            f"--gpus-per-trial {gpus_per_trial:g}",
+            "give a share above 0 and up to 1, for example 0.25: a training uses one GPU",
+        )
     executor, address = _place(executor, address)
     cluster = _offer(address) if address else None
     gpus = 0 if device == "cpu" else cluster.gpus if cluster else cuda_devices()

@@ -1,5 +1,6 @@
 """The contract of executors, kept by each of them."""
 
+import contextlib
 import os
 import signal
 import time
@@ -11,10 +12,21 @@ from harness import WORKER, Ticker, alive, end_of, events_of, room, wait_until
 
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.execution.local import LocalExecutor
+from nas.execution.simulate import SIMULATE, Clock, Faults, SimulatedExecutor
 from nas.execution.watch import Watched
 
 Make = Callable[[int], Executor]
 Tickers = Callable[..., Ticker]
+
+
+@contextlib.contextmanager
+def one_ray() -> Iterator[None]:
+    """A Ray that serves all executors meanwhile."""
+    from nas.execution.ray.executor import ray
+
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module", params=["local", "ray"])
@@ -24,11 +36,10 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "local":
         yield lambda workers: LocalExecutor([WORKER] * workers, WORKER, logs)
         return
-    from nas.execution.ray.executor import RayExecutor, ray
+    with one_ray():
+        from nas.execution.ray.executor import RayExecutor
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield lambda workers: RayExecutor(WORKER, WORKER, logs, workers=workers)
-    ray.shutdown()
+        yield lambda workers: RayExecutor(WORKER, WORKER, logs, workers=workers)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +57,63 @@ def executor(shared: Executor) -> Iterator[Executor]:
     room(shared, 2)
     assert (shared.free, shared.lane_free) == (2, True)
     assert shared.poll(0) == []
+
+
+class Kind:
+    """How attempts of one kind of executor are made to end in each way: `local` and `ray` run them, `simulate` plays them."""
+
+    def __init__(self, name: str, open_: Callable[[str], Executor]) -> None:
+        self.name, self.open = name, open_
+
+    def attempt(self, key: str, seconds: float = 0.0, fate: str = "result") -> Attempt:
+        """One that takes so long and then ends so; on `simulate` it is the executor that decides that."""
+        if self.name == "simulate":
+            return Attempt(key, SIMULATE, {"seconds": seconds, "data": {"seed": 7}}, seed=7)
+        how = {"result": "echo", "lost": "fail", "failed": "fail"}[fate]
+        payload = {"result": {"seconds": seconds}, "lost": {"how": "exit"}, "failed": {"how": "bare"}}[fate]
+        return Attempt(key, f"attempts:{how}", payload, seed=7)
+
+
+@pytest.fixture(scope="module", params=["local", "ray", "simulate"])
+def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kind]:
+    """Opens executors of two workers in which attempts end as told."""
+    logs = tmp_path_factory.mktemp("logs")
+    if request.param == "simulate":
+        faults = {"result": Faults(), "failed": Faults(fail=1), "lost": Faults(lose=1)}
+        yield Kind("simulate", lambda fate: SimulatedExecutor(Clock(), 2, faults[fate], 0))
+        return
+    if request.param == "local":
+        yield Kind("local", lambda _: LocalExecutor([WORKER] * 2, WORKER, logs))
+        return
+    with one_ray():
+        from nas.execution.ray.executor import RayExecutor
+
+        yield Kind("ray", lambda _: RayExecutor(WORKER, WORKER, logs, workers=2))
+
+
+@pytest.mark.parametrize(("fate", "type_"), [("result", Result), ("failed", Failed), ("lost", Lost)])
+def test_the_life_of_an_attempt_on_each_executor(kind: Kind, fate: str, type_: type) -> None:
+    """Start, one end of its kind and nothing after it, stop, and all free again: what the study relies on everywhere."""
+    executor = kind.open(fate)
+    with contextlib.closing(executor):
+        room(executor, 2)
+        assert (executor.free, executor.lane_free) == (2, True)
+        executor.start(kind.attempt("a", 0.2, fate))
+        executor.start(kind.attempt("stopped", 600))
+        assert executor.free == 0
+        with pytest.raises(RuntimeError):
+            executor.start(kind.attempt("c"))
+        executor.poll(0)
+        assert executor.stop("unknown") == 0
+        assert executor.stop("stopped") >= 0 and executor.stop("stopped") == 0
+        event = events_of(executor, "a")["a"][-1]
+        assert type(event) is type_ and event.seconds >= 0
+        assert not isinstance(event, Result) or event.data["seed"] == 7
+        assert executor.poll(0.1) == []
+        room(executor, 2)
+        executor.start(kind.attempt("a", 0.1, fate))  # a key may come again once its attempt has ended
+        assert type(events_of(executor, "a")["a"][-1]) is type_
+    executor.close()
 
 
 def quiet_begins(executor: Executor, attempt: Attempt, folder: Path) -> None:
