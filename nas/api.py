@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nas.blocks.catalog import BlockSpec
 from nas.blocks.register import digest_of, file_of
@@ -42,6 +42,9 @@ from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
 from nas.storage import parse_storage
 
+if TYPE_CHECKING:
+    from nas.execution.ray.cluster import Offer
+
 
 def load(run: str | Path | None = None) -> Run:
     """A run by folder or name; the latest in `results/` where None. Raises InputError."""
@@ -61,6 +64,7 @@ def search(
     imgsz: int | None = None,
     device: str = "auto",
     executor: str = "local",
+    address: str | None = None,
     workers: int | None = None,
     gpus_per_trial: float = 1.0,
     sampler: str = "front",
@@ -90,7 +94,10 @@ def search(
         target: what latency is measured on, see `nas.latency.target`; at `imgsz` unless it names an image size.
         device: `auto`, `cpu` or `cuda`, what proxies train on.
         executor: `local` or `ray`.
-        workers: trials trained at once; by default one per GPU, without a GPU one per core.
+        address: of a Ray cluster, which runs the trainings then: `auto` (one of this host), `HOST:PORT` of its head or
+            `ray://HOST:PORT`. Where None, RAY_ADDRESS counts with `executor="ray"`.
+        workers: trials trained at once; by default one per GPU, without a GPU one per core; of a cluster as many as it
+            holds, also while its nodes come and go.
         gpus_per_trial: a share such as 0.25 lets so many trials share a GPU, each in a process of its own.
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
         imitate: blocks learn from a teacher (`weights`, or one that is trained first), and architectures begin assembled.
@@ -117,6 +124,7 @@ def search(
         imgsz=imgsz,
         device=device,
         executor=executor,
+        address=address,
         workers=workers,
         gpus_per_trial=gpus_per_trial,
         sampler=sampler,
@@ -187,16 +195,16 @@ def resume(
         storage: where the database of a run that was begun with one is now, or the same again, with its password.
         blocks: the block files that the run began with; its own copies, equal to them, are what runs.
         changes: fields of `RunConfig` that may change: `budget`, the limits (`max_latency_ms`, `max_params`, `max_gmacs`,
-            `max_size_mb`), `workers`, `executor`, `allow_noisy`.
+            `max_size_mb`), `workers`, `executor`, `address`, `allow_noisy`.
 
     Raises:
         InputError: no such run, its dataset or checkpoint has changed, the budget is of another kind, a block file is not
             named, or the study is not in `storage`.
-        UnreachableError: the database cannot be reached.
+        UnreachableError: the database, or its Ray cluster, cannot be reached.
     """
     folder = folders.find_folder(str(run))
     config, command = folders.read_config(folder)
-    config = replace(config, **changes)
+    config = _placed_again(replace(config, **changes), changes)
     if add_budget is not None:
         config = replace(config, budget=Budget.parse(config.budget).plus(Budget.parse(add_budget)).text)
     if storage is not None:
@@ -347,6 +355,7 @@ def _check(
     imgsz: int | None,
     device: str,
     executor: str,
+    address: str | None,
     workers: int | None,
     gpus_per_trial: float,
     sampler: str,
@@ -362,13 +371,19 @@ def _check(
     """Everything that can be wrong with what was asked, before anything is written. Raises NasError."""
     if device not in {"auto", "cpu", "cuda"}:
         raise InputError(f"unknown device '{device}'", "give auto, cpu or cuda")
-    gpus = cuda_devices() if device != "cpu" else 0
-    if device == "cuda" and gpus == 0:
-        raise UnreachableError("--device cuda: no CUDA device found", "use --device cpu")
     if not 0 < gpus_per_trial <= 1:
-        raise InputError(f"--gpus-per-trial {gpus_per_trial:g}", "give a share above 0 and up to 1, for example 0.25")
+        raise InputError(
+            f"--gpus-per-trial {gpus_per_trial:g}",
+            "give a share above 0 and up to 1, for example 0.25: a training uses one GPU",
+        )
+    executor, address = _place(executor, address)
+    cluster = _offer(address) if address else None
+    gpus = 0 if device == "cpu" else cluster.gpus if cluster else cuda_devices()
+    if device == "cuda" and gpus == 0:
+        raise UnreachableError(f"--device cuda: no CUDA device found{f' at {address}' * bool(address)}", "use --device cpu")
     if gpus_per_trial < 1 and not gpus:
         raise InputError(f"--gpus-per-trial {gpus_per_trial:g}: proxies do not train on a GPU", "leave it out")
+    possible = cluster.workers(1, gpus_per_trial * bool(gpus)) if cluster else default_workers(gpus, gpus_per_trial)
     path, files = find_space(str(space)), _paths(blocks)
     own = load_blocks(*files)
     asked = read_space(path)
@@ -392,7 +407,10 @@ def _check(
         imgsz=imgsz,
         sampler=sampler,
         executor=executor,
-        workers=workers if workers is not None else default_workers(gpus, gpus_per_trial),
+        address=address,
+        workers=workers if workers is not None else possible,
+        elastic=cluster is not None and workers is None,
+        gpus_per_trial=gpus_per_trial,
         device="cuda" if gpus else "cpu",
         seed=seed,
         allow_noisy=allow_noisy,
@@ -406,6 +424,41 @@ def _check(
     _admit(own, asked)
     digest = None if checkpoint is None else _digest(checkpoint)
     return _Asked(config, path, asked, files, list(own), dataset, digest, notes, earlier)
+
+
+def _place(executor: str, address: str | None) -> tuple[str, str | None]:
+    """The executor and the address of the cluster, where there is one. Raises InputError for what is no address."""
+    from nas.execution.ray.address import asked_of_environment, door_of  # noqa: PLC0415
+
+    if address is None and executor == "ray":
+        address = asked_of_environment()
+    if address is not None:
+        door_of(address)
+    return "ray" if address is not None else executor, address
+
+
+def _offer(address: str) -> Offer:
+    """What a cluster has. Raises UnreachableError, within seconds."""
+    from nas.execution.ray.cluster import offer  # noqa: PLC0415  (ray is heavy)
+
+    return offer(address)
+
+
+def _placed_again(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """Where a resumed run trains. Raises InputError and UnreachableError as a new search."""
+    if config.executor == "local" and "address" not in changes:
+        found = default_workers(cuda_devices() if config.device == "cuda" else 0, config.gpus_per_trial)
+        return replace(config, address=None, elastic=False, workers=found if config.elastic else config.workers)
+    executor, address = _place(config.executor, changes.get("address"))
+    address = address or config.address
+    elastic = bool(address) and "workers" not in changes and (config.elastic or config.address is None)
+    config = replace(config, executor=executor, address=address, elastic=elastic)
+    if address is None:
+        return config
+    cluster = _offer(address)
+    if not elastic:
+        return config
+    return replace(config, workers=cluster.workers(1, config.gpus_per_trial * (config.device == "cuda")))
 
 
 def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -164,7 +164,10 @@ class RunConfig:
         held_out: share of `train` that ranks the proxies and that none of them trains on.
         sampler: who proposes.
         executor: who runs the proxy trainings.
-        workers: trials trained at the same time.
+        address: of the Ray cluster that runs them (see `nas.execution.ray.address`); None for one of our own.
+        workers: trials trained at the same time; where `elastic`, only how many the cluster held in the beginning.
+        elastic: whether as many are trained at once as the cluster holds.
+        gpus_per_trial: the share of a GPU that a training takes of a cluster.
         device: `cpu` or `cuda`, what proxies train on.
         seed: of every random draw, together with the trial number.
         prior: run whose trials `front` learns from, or None.
@@ -196,7 +199,10 @@ class RunConfig:
     fraction: float = 1.0
     sampler: str = "front"
     executor: str = "local"
+    address: str | None = None
     workers: int = 1
+    elastic: bool = False
+    gpus_per_trial: float = 1.0
     device: str = "cpu"
     seed: int = 0
     prior: str | None = None

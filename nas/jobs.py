@@ -88,7 +88,7 @@ def training_job(config: RunConfig, dataset: Dataset, blocks: Sequence[str]) -> 
         held_out=config.held_out,
         split_seed=derive(config.seed, 0, "split"),
         device=config.device,
-        threads=threads_per_worker(config.workers, config.device),
+        threads=1 if config.address else threads_per_worker(config.workers, config.device),
         names=list(dataset.names),
         fraction=config.fraction,
         weights=config.weights,

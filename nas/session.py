@@ -215,18 +215,26 @@ def try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str,
 
 def open_executor(config: RunConfig, folder: Path) -> Executor:
     """The executor that a configuration asks for; its workers log to `folder`."""
-    environments = worker_environment(config.workers, config.device)
     target = Target.parse(config.target)
     lane = worker_environment(1, target.device, threads=target.threads)[0]
     if config.executor == "ray":
-        from nas.execution.ray import RayExecutor  # noqa: PLC0415  (ray is heavy)
+        from nas.execution.ray.executor import RayExecutor  # noqa: PLC0415  (ray is heavy)
 
-        share = min(1.0, cuda_devices() / config.workers) if config.device == "cuda" else 0.0
-        cores = threads_per_worker(config.workers, config.device)
-        return Watched(RayExecutor(environments, lane, folder / "workers", cores=cores, gpus=share))
+        cores = 1 if config.address else threads_per_worker(config.workers, config.device)
+        share = config.gpus_per_trial if config.address else min(1.0, cuda_devices() / config.workers)
+        ray = RayExecutor(
+            worker_environment(1, config.device, threads=cores)[0],
+            lane,
+            folder / "workers",
+            workers=None if config.elastic else config.workers,
+            cores=cores,
+            gpus=share if config.device == "cuda" else 0.0,
+            address=config.address,
+        )
+        return Watched(ray)
     from nas.execution.local import LocalExecutor  # noqa: PLC0415
 
-    return Watched(LocalExecutor(environments, lane, folder / "workers"))
+    return Watched(LocalExecutor(worker_environment(config.workers, config.device), lane, folder / "workers"))
 
 
 @contextlib.contextmanager

@@ -225,7 +225,7 @@ class Teaching:
                 attempt = Attempt(f"{phase}{next(self._keys)}", job[0], job[1], derive(self._config.seed, 0, phase))
                 running[attempt.key] = job
                 self._executor.start(attempt)
-            if not running:
+            if not running and (self._executor.free or self._stopping() or enough()):
                 break
             self._wait(phase)
             if self._ledger.exhausted(()):

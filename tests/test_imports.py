@@ -22,6 +22,7 @@ ARROWS = {
     "api": {
         "origin",
         "blocks",
+        "execution",
         "prior",
         "run",
         "reprice",

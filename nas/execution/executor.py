@@ -75,7 +75,7 @@ class Executor(Protocol):
 
     @property
     def free(self) -> int:
-        """How many more attempts can start now."""
+        """How many more attempts can start now; 0 also while no worker is there, of which `poll` knows more later."""
         ...
 
     @property

@@ -29,8 +29,10 @@ def echo(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
 
 
 def tick(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
-    """Count in the file `count` until there is a file `end`."""
+    """Count in the file `count` until there is a file `end`; in the file `node` stands the address of its Ray node."""
     folder = Path(payload["folder"])
+    if "ray" in sys.modules:
+        (folder / "node").write_text(sys.modules["ray"].util.get_node_ip_address())
     (folder / "pid").write_text(str(os.getpid()))
     for count in itertools.count():
         (folder / "new").write_text(str(count))

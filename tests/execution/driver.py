@@ -14,25 +14,21 @@ from harness import WORKER, alive, end_of, wait_until
 
 from nas.errors import UnreachableError
 from nas.execution.executor import Attempt
-from nas.execution.ray import RayExecutor, ray
+from nas.execution.ray.executor import RayExecutor, ray
 
 
 def doomed(folder: Path) -> str | None:
     """What an executor says whose actors cannot begin."""
     (folder / "sitecustomize.py").write_text("import sys; sys.modules['nas'] = None")
-    executor = RayExecutor([{"PYTHONPATH": str(folder)}], WORKER, folder, cores=0)
     try:
-        for number in range(10):
-            end_of(executor, Attempt(str(number), "attempts:echo"))
+        RayExecutor({"PYTHONPATH": str(folder)}, WORKER, folder, workers=1, cores=0).close()
     except UnreachableError as error:
         return error.message
-    finally:
-        executor.close()
     return None
 
 
 folder = Path(sys.argv[1])
-executor = RayExecutor([WORKER], WORKER, folder, cores=0)
+executor = RayExecutor(WORKER, WORKER, folder, workers=1, cores=0, address=os.environ.get("RAY_ADDRESS"))
 seen = {
     "told": end_of(executor, Attempt("a", "attempts:shout")).data,
     "dashboard": ray.init(ignore_reinit_error=True, logging_level="ERROR").dashboard_url,

@@ -36,8 +36,19 @@ def events_of(executor: Executor, *keys: str) -> dict[str, list[Event]]:
     return events
 
 
+def room(executor: Executor, free: int = 1) -> None:
+    """Wait until so many attempts can start: the place of a worker that has ended may need a while. Nothing else happens."""
+
+    def there() -> bool:
+        return executor.free >= free or (executor.poll(0.02) == [] and executor.free >= free)
+
+    wait_until(there, f"{free} workers are free")
+
+
 def end_of(executor: Executor, attempt: Attempt) -> Event:
-    """Start an attempt and wait for its only event."""
+    """Start an attempt as soon as it can and wait for its only event."""
+    if not attempt.quiet:
+        room(executor)
     executor.start(attempt)
     (event,) = events_of(executor, attempt.key)[attempt.key]
     return event
@@ -68,6 +79,11 @@ class Ticker:
     @property
     def pid(self) -> int:
         return int((self.folder / "pid").read_text())
+
+    @property
+    def host(self) -> str:
+        """The address of its Ray node."""
+        return (self.folder / "node").read_text()
 
     def wait(self) -> None:
         """Until it counts further than now."""

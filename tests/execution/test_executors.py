@@ -1,5 +1,6 @@
 """The contract of executors, kept by each of them."""
 
+import contextlib
 import os
 import signal
 import time
@@ -7,14 +8,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import WORKER, Ticker, alive, end_of, events_of, wait_until
+from harness import WORKER, Ticker, alive, end_of, events_of, room, wait_until
 
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.execution.local import LocalExecutor
+from nas.execution.simulate import SIMULATE, Clock, Faults, SimulatedExecutor
 from nas.execution.watch import Watched
 
 Make = Callable[[int], Executor]
 Tickers = Callable[..., Ticker]
+
+
+@contextlib.contextmanager
+def one_ray() -> Iterator[None]:
+    """A Ray that serves all executors meanwhile."""
+    from nas.execution.ray.executor import ray
+
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module", params=["local", "ray"])
@@ -24,16 +36,16 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "local":
         yield lambda workers: LocalExecutor([WORKER] * workers, WORKER, logs)
         return
-    from nas.execution.ray import RayExecutor, ray
+    with one_ray():
+        from nas.execution.ray.executor import RayExecutor
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield lambda workers: RayExecutor([WORKER] * workers, WORKER, logs)
-    ray.shutdown()
+        yield lambda workers: RayExecutor(WORKER, WORKER, logs, workers=workers)
 
 
 @pytest.fixture(scope="module")
 def shared(make: Make) -> Iterator[Executor]:
     executor = make(2)
+    room(executor, 2)
     yield executor
     executor.close()
 
@@ -42,8 +54,66 @@ def shared(make: Make) -> Iterator[Executor]:
 def executor(shared: Executor) -> Iterator[Executor]:
     """Two workers that are free before and after each test."""
     yield shared
+    room(shared, 2)
     assert (shared.free, shared.lane_free) == (2, True)
     assert shared.poll(0) == []
+
+
+class Kind:
+    """How attempts of one kind of executor are made to end in each way: `local` and `ray` run them, `simulate` plays them."""
+
+    def __init__(self, name: str, open_: Callable[[str], Executor]) -> None:
+        self.name, self.open = name, open_
+
+    def attempt(self, key: str, seconds: float = 0.0, fate: str = "result") -> Attempt:
+        """One that takes so long and then ends so; on `simulate` it is the executor that decides that."""
+        if self.name == "simulate":
+            return Attempt(key, SIMULATE, {"seconds": seconds, "data": {"seed": 7}}, seed=7)
+        how = {"result": "echo", "lost": "fail", "failed": "fail"}[fate]
+        payload = {"result": {"seconds": seconds}, "lost": {"how": "exit"}, "failed": {"how": "bare"}}[fate]
+        return Attempt(key, f"attempts:{how}", payload, seed=7)
+
+
+@pytest.fixture(scope="module", params=["local", "ray", "simulate"])
+def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kind]:
+    """Opens executors of two workers in which attempts end as told."""
+    logs = tmp_path_factory.mktemp("logs")
+    if request.param == "simulate":
+        faults = {"result": Faults(), "failed": Faults(fail=1), "lost": Faults(lose=1)}
+        yield Kind("simulate", lambda fate: SimulatedExecutor(Clock(), 2, faults[fate], 0))
+        return
+    if request.param == "local":
+        yield Kind("local", lambda _: LocalExecutor([WORKER] * 2, WORKER, logs))
+        return
+    with one_ray():
+        from nas.execution.ray.executor import RayExecutor
+
+        yield Kind("ray", lambda _: RayExecutor(WORKER, WORKER, logs, workers=2))
+
+
+@pytest.mark.parametrize(("fate", "type_"), [("result", Result), ("failed", Failed), ("lost", Lost)])
+def test_the_life_of_an_attempt_on_each_executor(kind: Kind, fate: str, type_: type) -> None:
+    """Start, one end of its kind and nothing after it, stop, and all free again: what the study relies on everywhere."""
+    executor = kind.open(fate)
+    with contextlib.closing(executor):
+        room(executor, 2)
+        assert (executor.free, executor.lane_free) == (2, True)
+        executor.start(kind.attempt("a", 0.2, fate))
+        executor.start(kind.attempt("stopped", 600))
+        assert executor.free == 0
+        with pytest.raises(RuntimeError):
+            executor.start(kind.attempt("c"))
+        executor.poll(0)
+        assert executor.stop("unknown") == 0
+        assert executor.stop("stopped") >= 0 and executor.stop("stopped") == 0
+        event = events_of(executor, "a")["a"][-1]
+        assert type(event) is type_ and event.seconds >= 0
+        assert not isinstance(event, Result) or event.data["seed"] == 7
+        assert executor.poll(0.1) == []
+        room(executor, 2)
+        executor.start(kind.attempt("a", 0.1, fate))  # a key may come again once its attempt has ended
+        assert type(events_of(executor, "a")["a"][-1]) is type_
+    executor.close()
 
 
 def quiet_begins(executor: Executor, attempt: Attempt, folder: Path) -> None:
@@ -177,6 +247,7 @@ def test_stop(executor: Executor, ticker: Tickers, quiet: bool) -> None:
     assert executor.stop("unknown") == 0
     assert 0 < executor.stop("stopped") < time.monotonic()
     assert executor.stop("stopped") == 0
+    room(executor)
     assert (executor.free, executor.lane_free) == (1, True)
     wait_until(lambda: not alive(pid), "the stopped worker ends")
     other.wait()
@@ -253,6 +324,7 @@ def test_one_that_stands_still_can_be_stopped_or_lost(executor: Executor, ticker
 
 def test_close_in_the_middle_leaves_nothing_behind(make: Make, ticker: Tickers) -> None:
     executor = make(2)
+    room(executor, 2)
     running, lane = ticker("running"), ticker("lane", "quiet")
     idle = end_of(executor, Attempt("idle", "attempts:echo")).data["pid"]
     executor.start(running.attempt)

@@ -1,0 +1,219 @@
+"""A Ray cluster as the study sees it: how it is reached and left, what it has, and whether it is still there."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas.errors import UnreachableError
+from nas.execution.ray.address import AUTO, CLIENT, START, Door, asked_of_environment, door_of, require
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+
+QUIET: Mapping[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+LOOK_SECONDS = 2.0
+REFUSED_SECONDS, SILENT_SECONDS = 5.0, 30.0  # after so long a head is gone: its host answers for it, or nobody does
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an actor takes of its node. More than one GPU is whole GPUs; a share is of one."""
+
+    cores: float
+    gpus: float
+
+    def __str__(self) -> str:
+        wanted = [f"{self.gpus:g} GPU" + "s" * (self.gpus > 1)] if self.gpus else []
+        return " and ".join([*wanted, f"{self.cores:g} CPU" + "s" * (self.cores != 1)])
+
+    def fit(self, has: Mapping[str, float]) -> float:
+        """How many fit into what a node has."""
+        of_cores = (has.get("CPU", 0.0) + 1e-6) // self.cores if self.cores else math.inf
+        if not self.gpus:
+            return of_cores
+        gpus = int(has.get("GPU", 0.0) + 1e-6)
+        of_gpus = gpus // self.gpus if self.gpus >= 1 else gpus * int(1 / self.gpus + 1e-6)
+        return min(of_cores, of_gpus)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A living node."""
+
+    id: str
+    host: str
+    has: Mapping[str, float]
+
+
+def fit(nodes: Sequence[Node], needs: Needs) -> float:
+    """How many actors the nodes hold together, if nobody else uses them."""
+    return sum(needs.fit(node.has) for node in nodes)
+
+
+def described(nodes: Sequence[Node]) -> str:
+    """What nodes have, in words."""
+    cores, gpus = (sum(node.has.get(what, 0.0) for node in nodes) for what in ("CPU", "GPU"))
+    return f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {cores:g} CPUs and {gpus:g} GPUs"
+
+
+class Cluster:
+    """A connection to a cluster: to the one that this process is connected to, the one at `address`, or one of its own.
+
+    Args:
+        address: see `nas.execution.ray.address`; None for one of our own, with so many `cores`.
+
+    Raises:
+        InputError: it is no address.
+        UnreachableError: nothing answers there.
+    """
+
+    def __init__(self, address: str | None, cores: int) -> None:
+        self._owned, self.shared = not ray.is_initialized(), address is not None
+        door = door_of(address) if address is not None else None
+        if self._owned:
+            with _explained(address):
+                _connect(address, door, cores)
+        _hush()
+        if door is None or not str(address).startswith(CLIENT):
+            door = door_of(ray.get_runtime_context().gcs_address)
+        self.address = address if address not in {None, AUTO} else str(door)
+        self._door: Door = door or Door("127.0.0.1", 0)
+        self.nodes = _living()
+        self._hosts = {node.id: node.host for node in self.nodes}
+        self._failing: float | None = None
+        self._silent = False
+        self._ended, self._wake = threading.Event(), threading.Event()
+        # Whoever asks Ray for the nodes when the head dies never returns: a thread of its own, and another one that knocks.
+        for each in (self._knock, self._count):
+            threading.Thread(target=each, daemon=True, name=f"nas-cluster-{each.__name__}").start()
+
+    @property
+    def gone(self) -> bool:
+        """Whether its head has not answered for so long that it will not."""
+        patience = SILENT_SECONDS if self._silent else REFUSED_SECONDS
+        return self._failing is not None and time.monotonic() - self._failing >= patience
+
+    @property
+    def answers(self) -> bool:
+        """Whether its head did at the last look."""
+        return self._failing is None
+
+    def host(self, node: str | None) -> str:
+        """The address of a node, also of one that is no more."""
+        return self._hosts.get(node or "", "")
+
+    def left(self, node: str | None) -> bool:
+        """Whether a node is no more."""
+        return node in self._hosts and node not in {living.id for living in self.nodes}
+
+    def look(self) -> None:
+        """Something has changed: look at the nodes soon."""
+        self._wake.set()
+
+    def leave(self) -> None:
+        """Disconnect, and end a cluster of our own."""
+        self._ended.set()
+        self._wake.set()
+        if self._owned:
+            ray.shutdown()
+
+    def _knock(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            problem = self._door.knock()
+            self._silent = isinstance(problem, TimeoutError)
+            if problem is None:
+                self._failing = None
+            elif self._failing is None:
+                self._failing = time.monotonic()
+
+    def _count(self) -> None:
+        while not self._ended.is_set():
+            self._wake.wait(LOOK_SECONDS)
+            self._wake.clear()
+            if self.answers and not self._ended.is_set():
+                with contextlib.suppress(Exception):  # the head ends, or we do: who knocks will tell
+                    self.nodes = _living()
+                    self._hosts |= {node.id: node.host for node in self.nodes}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a cluster has now."""
+
+    nodes: Sequence[Node]
+
+    @property
+    def gpus(self) -> int:
+        return int(sum(node.has.get("GPU", 0.0) for node in self.nodes))
+
+    def workers(self, cores: float, gpus: float) -> int:
+        """How many trials it trains at once; at least one: nodes may be on their way."""
+        return max(1, int(fit(self.nodes, Needs(cores, gpus))))
+
+
+def offer(address: str) -> Offer:
+    """What a cluster has. Raises as `Cluster`."""
+    cluster = Cluster(address, 1)
+    cluster.leave()
+    return Offer(cluster.nodes)
+
+
+def _living() -> list[Node]:
+    return [Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+
+
+def _connect(address: str | None, door: Door | None, cores: int) -> None:
+    if address is None:
+        ray.init(address="local", num_cpus=cores, **QUIET)
+        return
+    if address == AUTO:
+        door = _found()
+    elif door and door.host in LOOPBACK and not address.startswith(CLIENT):
+        door = Door(ray.util.get_node_ip_address(), door.port)  # as Ray does; a head may listen on this one alone
+    if door is not None:
+        require(door, address)
+    ray.init(address=address, runtime_env={"py_modules": _code(), "excludes": ["__pycache__"]}, **QUIET)
+
+
+def _found() -> Door | None:
+    """The cluster that `auto` means."""
+    named = asked_of_environment()
+    if named is not None:
+        return door_of(named)
+    services: Any = importlib.import_module("ray._private.services")
+    found = services.canonicalize_bootstrap_address(AUTO)
+    return door_of(found) if found else None
+
+
+def _code() -> list[str]:
+    """Our own code, for hosts that have none or another version of it."""
+    package = Path(__file__).parents[2]
+    return [str(package), str(package.parent / "_yolo_placement_search.py")]
+
+
+def _hush() -> None:
+    """Ray prints what happens to its nodes on our stdout, whatever it is told; we say it ourselves."""
+    worker: Any = importlib.import_module("ray._private.worker")
+    worker._worker_logs_enabled = False
+
+
+@contextlib.contextmanager
+def _explained(address: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        what = "Ray cannot be started" if address is None else f"no Ray cluster can be reached at {address}"
+        cure = "use --executor local" if address is None else f"check the address; {START}"
+        raise UnreachableError(f"{what}: {str(error).strip().splitlines()[0]}", cure) from error

@@ -1,0 +1,180 @@
+"""The executor over Ray actors: one warm actor per slot, as many slots as the cluster holds. Nodes may come and go.
+
+Latency is still measured by this host's own lane; while it times, the actors of this host stand still.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+
+from nas.errors import UnreachableError
+from nas.execution.executor import Attempt, Event, Lost
+from nas.execution.local import MAX_STILLBORN, LocalExecutor
+from nas.execution.process import last_lines
+from nas.execution.ray.actor import Slot
+from nas.execution.ray.cluster import Cluster, Needs, described, fit
+
+POLL_SECONDS = 0.2
+NO_PLACE_SECONDS = 30.0
+TAKEN_SECONDS = 180.0  # there is place, but others have it, or their actors are slow to begin
+
+
+class RayExecutor:
+    """Runs attempts in Ray actors; see `nas.execution.executor.Executor`.
+
+    It begins once the first actor is up. An actor that is not up yet is not free: no attempt waits in one.
+
+    Args:
+        environment: variables of each actor, `lane_environment` those of the lane.
+        logs: folder for the lane's output.
+        workers: actors at most; as many as the cluster holds where None.
+        cores, gpus: what each actor takes of the cluster.
+        address: of the cluster; one of our own where None and this process is not connected to any.
+        patience: seconds until it is an error that there is nowhere to place an actor.
+
+    Raises:
+        InputError: `address` is none.
+        UnreachableError: no cluster there, or it has no place for an actor.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        lane_environment: Mapping[str, str],
+        logs: Path,
+        *,
+        workers: int | None = None,
+        cores: float = 1,
+        gpus: float = 0,
+        address: str | None = None,
+        patience: float = NO_PLACE_SECONDS,
+    ) -> None:
+        self._environment, self._needs, self._patience = environment, Needs(cores, gpus), patience
+        self._most = math.inf if workers is None else workers
+        self._slots: list[Slot] = []
+        self._stillborn = 0
+        self._lane = LocalExecutor((), lane_environment, logs, on_quiet=self._set_quiet)
+        self._cluster = Cluster(address, max(1, math.ceil((workers or 1) * cores)))
+        self._up = time.monotonic()
+        try:
+            while not self.free:
+                self.poll(POLL_SECONDS)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def free(self) -> int:
+        return sum(slot.up and slot.attempt is None for slot in self._slots)
+
+    @property
+    def lane_free(self) -> bool:
+        return self._lane.lane_free
+
+    def start(self, attempt: Attempt) -> None:
+        if attempt.quiet:
+            self._lane.start(attempt)
+            return
+        slot = next((s for s in self._slots if s.up and s.attempt is None), None)
+        if slot is None:
+            raise RuntimeError("no actor is free")
+        slot.start(attempt)
+
+    def poll(self, timeout: float) -> list[Event]:
+        """Returns early when an actor has come up. Raises UnreachableError when the cluster is gone or has no place for any
+        actor, and when actors die before they are up, again and again."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self._look()
+            free = self.free
+            events = self._lane.poll(0 if self.lane_free else min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+            for slot in list(self._slots):
+                events += self._events_of(slot)
+            left = deadline - time.monotonic()
+            if events or left <= 0 or self.free > free:
+                return events
+            if pending := [call for slot in self._slots for call in slot.pending]:
+                ray.wait(pending, timeout=min(left, POLL_SECONDS))
+            else:
+                time.sleep(min(left, POLL_SECONDS))
+
+    def stop(self, key: str) -> float:
+        for slot in self._slots:
+            if slot.attempt and slot.attempt.key == key:
+                seconds = slot.seconds
+                self._drop(slot)
+                return seconds
+        return self._lane.stop(key)
+
+    def close(self) -> None:
+        self._lane.close()
+        for slot in self._slots:
+            slot.kill(headless=not self._cluster.answers)
+        self._slots = []
+        self._cluster.leave()
+
+    def _look(self) -> None:
+        """As many slots as the cluster holds now."""
+        if self._cluster.gone:
+            raise UnreachableError(
+                f"the Ray cluster at {self._cluster.address} is gone",
+                "nothing is lost: start it again, then nas search --resume RUN (--address for another one)",
+            )
+        place = fit(self._cluster.nodes, self._needs)
+        wanted = min(self._most, place)
+        while len(self._slots) < wanted < math.inf:
+            self._slots.append(Slot(self._needs, self._environment))
+        for slot in [slot for slot in self._slots if not slot.up]:
+            if len(self._slots) > wanted:
+                slot.kill()
+                self._slots.remove(slot)
+        now = time.monotonic()
+        if any(slot.up for slot in self._slots):
+            self._up = now
+        elif now - self._up > (max(self._patience, TAKEN_SECONDS) if place >= 1 else self._patience):
+            has = described(self._cluster.nodes)
+            raise UnreachableError(
+                f"no place for a worker, which takes {self._needs}: the Ray cluster at {self._cluster.address} has {has}",
+                "others use it all: wait for them, or add nodes" if place >= 1 else "add nodes, or lower what a trial takes",
+            )
+
+    def _events_of(self, slot: Slot) -> list[Event]:
+        try:
+            if slot.rises():
+                self._stillborn = 0
+                if self._lane.quiet:
+                    slot.signal(signal.SIGSTOP)
+            return slot.events()
+        except RayError as error:
+            return self._lose(slot, error)
+
+    def _lose(self, slot: Slot, error: RayError) -> list[Event]:
+        """An actor has died: another comes, unless they die before they are up, again and again."""
+        self._stillborn += not slot.up
+        if self._stillborn >= MAX_STILLBORN:
+            last = str(error).strip().splitlines()[-1]
+            raise UnreachableError(f"{MAX_STILLBORN} Ray actors in a row ended before they were ready", last) from error
+        attempt, seconds = slot.attempt, slot.seconds
+        self._drop(slot)
+        if attempt is None:
+            return []
+        left = "node has died" in str(error) or self._cluster.left(slot.node)
+        reason = f"its host {self._cluster.host(slot.node)} has left the cluster" if left else "its Ray actor died"
+        return [Lost(attempt.key, reason, seconds, last_lines(attempt.log))]
+
+    def _drop(self, slot: Slot) -> None:
+        slot.kill(headless=not self._cluster.answers)
+        self._slots.remove(slot)
+        self._cluster.look()
+
+    def _set_quiet(self, quiet: bool) -> None:
+        """Stop or continue the actors of this host."""
+        for slot in self._slots:
+            slot.signal(signal.SIGSTOP if quiet else signal.SIGCONT)

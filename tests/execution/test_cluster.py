@@ -1,0 +1,141 @@
+"""Many hosts: three nodes and a head on loopback addresses, and what happens when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from cluster import Nodes, kill_raylet, nodes
+from harness import WORKER, Ticker, alive, end_of, events_of, room, wait_until
+
+from nas.errors import InputError, UnreachableError
+from nas.execution.executor import Attempt, Executor, Lost, Result
+from nas.execution.ray.address import Door, door_of
+from nas.execution.ray.cluster import Needs, Node, Offer, fit
+from nas.execution.ray.executor import RayExecutor
+
+Tickers = Callable[..., Ticker]
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Nodes]:
+    with nodes(2, num_cpus=1) as found:
+        yield found
+
+
+@contextmanager
+def opened(nodes: Nodes, logs: Path, **settings: object) -> Iterator[RayExecutor]:
+    with closing(RayExecutor(WORKER, WORKER, logs, address=nodes.address, **settings)) as executor:
+        yield executor
+
+
+def running(executor: Executor, *tickers: Ticker) -> None:
+    room(executor, len(tickers))
+    for each in tickers:
+        executor.start(each.attempt)
+    for each in tickers:
+        each.wait()
+
+
+def test_nodes_die_and_come(three: Nodes, tmp_path: Path, ticker: Tickers, capfd: pytest.CaptureFixture[str]) -> None:
+    with opened(three, tmp_path) as executor:
+        room(executor, 3)
+        assert executor.free == 3  # one slot per CPU of the cluster
+        tickers = [ticker(key) for key in "abc"]
+        running(executor, *tickers)
+        on = {each.host: each for each in tickers}
+        assert set(on) == {"127.0.0.2", "127.0.0.3", "127.0.0.4"} and executor.free == 0
+
+        # a worker
+        os.kill(on["127.0.0.4"].pid, signal.SIGKILL)
+        (lost,) = events_of(executor, on["127.0.0.4"].attempt.key).popitem()[1]
+        assert isinstance(lost, Lost) and lost.reason == "its Ray actor died"
+        running(executor, again := ticker("again"))
+        assert again.host == "127.0.0.4"
+
+        # a host
+        kill_raylet(three.others[1])
+        (lost,) = events_of(executor, "again")["again"]
+        assert isinstance(lost, Lost) and lost.reason == "its host 127.0.0.4 has left the cluster"
+        stays, ends = on["127.0.0.2"], on["127.0.0.3"]
+        stays.wait()
+        ends.end()
+        assert isinstance(events_of(executor, ends.attempt.key).popitem()[1][0], Result)
+        assert isinstance(end_of(executor, Attempt("elsewhere", "attempts:echo")), Result)
+        assert executor.poll(3) == [] and executor.free == 1
+
+        # another one comes
+        three.add()
+        room(executor, 2)
+        stays.wait()
+    wait_until(lambda: not alive(stays.pid), "its actor has ended")
+    assert capfd.readouterr().out == ""
+
+
+def test_no_more_than_asked_for_and_no_gpu_is_not_waited_for(three: Nodes, tmp_path: Path) -> None:
+    with opened(three, tmp_path, workers=1) as executor:
+        assert executor.poll(3) == [] and executor.free == 1
+    began = time.monotonic()
+    with (
+        pytest.raises(UnreachableError, match=r"takes 1 GPU and 1 CPU: .* has 3 nodes with 3 CPUs and 0 GPUs"),
+        opened(three, tmp_path, gpus=1, patience=2),
+    ):
+        pass
+    assert time.monotonic() - began < 30
+
+
+def test_a_dead_head_is_said_and_another_cluster_goes_on(tmp_path: Path, ticker: Tickers) -> None:
+    with nodes(1) as first:
+        with opened(first, tmp_path) as executor:
+            running(executor, each := ticker("a"))
+            first.kill_head()
+            began = time.monotonic()
+            with pytest.raises(UnreachableError, match=f"the Ray cluster at {first.address} is gone") as found:
+                while time.monotonic() < began + 60:
+                    assert executor.poll(0.2) == []
+            assert "--resume" in str(found.value)
+            assert time.monotonic() - began < 20
+        wait_until(lambda: not alive(each.pid), "its actor has ended")
+        began = time.monotonic()
+        with pytest.raises(UnreachableError, match="no Ray cluster answers"), opened(first, tmp_path):
+            pass
+        assert time.monotonic() - began < 10
+    with nodes(1) as second, opened(second, tmp_path) as executor:
+        assert isinstance(end_of(executor, Attempt("a", "attempts:echo")), Result)
+
+
+def test_addresses() -> None:
+    assert door_of("auto") is None
+    assert door_of("10.0.0.1:6379") == Door("10.0.0.1", 6379)
+    assert door_of("[::1]:6379") == Door("::1", 6379) and str(Door("::1", 6379)) == "[::1]:6379"
+    for wrong in ("", "host", "host:", ":6379", "host:ray", "host:70000", "http://host:6379"):
+        with pytest.raises(InputError, match="not the address of a Ray cluster"):
+            door_of(wrong)
+
+
+def test_nobody_there_is_said_in_seconds(tmp_path: Path) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.2", 0))
+        address = f"127.0.0.2:{taken.getsockname()[1]}"
+        with pytest.raises(UnreachableError, match=f"no Ray cluster answers at {address}: connection refused"):
+            RayExecutor(WORKER, WORKER, tmp_path, address=address)
+
+
+def test_how_many_actors_fit() -> None:
+    held = [Node("a", "a", {"CPU": 8.0, "GPU": 2.0}), Node("b", "b", {"CPU": 3.0}), Node("c", "c", {})]
+    assert [fit(held, Needs(*needs)) for needs in ((1, 0), (2, 0), (1, 1), (1, 0.25), (4, 0.5), (1, 2), (1, 4))] == [
+        11,
+        5,
+        2,
+        8,
+        2,
+        1,
+        0,
+    ]
+    assert (Offer(held).gpus, Offer(held).workers(1, 0.3), Offer([]).workers(1, 0)) == (2, 6, 1)

@@ -1,0 +1,65 @@
+"""A whole search on a Ray cluster, whose head dies in the middle, and which goes on in another one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cluster import nodes
+from harness import wait_until
+
+from nas.dataset.builtin import builtin_dataset
+from nas.dataset.description import read_dataset
+
+CLI = [sys.executable, "-c", "from nas.cli import main; main()"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with a small dataset."""
+    full = read_dataset(builtin_dataset())
+    (tmp_path / "train.txt").write_text("\n".join(map(str, full.train[:40])))
+    (tmp_path / "val.txt").write_text("\n".join(map(str, full.val[:10])))
+    names = json.dumps(list(full.names))
+    (tmp_path / "small.yaml").write_text(f"path: {tmp_path}\ntrain: train.txt\nval: val.txt\nnames: {names}\n")
+    return tmp_path
+
+
+def begin(home: Path, *words: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*CLI, "search", *words], cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def end(search: subprocess.Popen[str]) -> tuple[int, str]:
+    out, err = search.communicate(timeout=300)
+    assert "Traceback" not in err
+    return search.returncode, out + err
+
+
+@pytest.mark.slow
+def test_a_search_survives_its_cluster(home: Path) -> None:
+    log = home / "results" / "search" / "search.log"
+    tiny = "--data small.yaml --imgsz 32 --epochs 1 --confirm 0 --allow-noisy --budget 500trials".split()
+    with nodes(2) as first:
+        search = begin(home, "--address", first.address, *tiny)
+        wait_until(lambda: log.is_file() and log.read_text().count("done: ") >= 2, "two trials are done")
+        first.kill_head()
+        code, told = end(search)
+    assert code == 5, told[-3000:]
+    assert f"the Ray cluster at {first.address} is gone" in told and "ray::" not in told and "raylet" not in told
+    done = len((home / "results" / "search" / "trials.csv").read_text().splitlines()) - 1
+    code, told = end(begin(home, "--resume", "search"))
+    assert code == 5 and f"no Ray cluster answers at {first.address}" in told
+    with nodes(2) as second:
+        code, told = end(begin(home, "--resume", "search", "--address", second.address, "--budget", f"{done + 2}trials"))
+    assert code == 0, told
+    rows = (home / "results" / "search" / "trials.csv").read_text().splitlines()
+    assert sum(",done," in row for row in rows) >= 4
+    assert f"address: {second.address}" in (home / "results" / "search" / "run.yaml").read_text()
