@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,6 +6,9 @@ import pytest
 from harness import Ticker
 
 from nas.execution.executor import Attempt
+
+# Clusters of tests listen on all interfaces, as Ray has it. Ray reads this once in a process, and hands it on.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 32}
 
 
 @pytest.fixture

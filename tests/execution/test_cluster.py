@@ -43,6 +43,7 @@ def running(executor: Executor, *tickers: Ticker) -> None:
         each.wait()
 
 
+@pytest.mark.slow
 def test_nodes_die_and_come(three: Nodes, tmp_path: Path, ticker: Tickers, capfd: pytest.CaptureFixture[str]) -> None:
     with opened(three, tmp_path) as executor:
         room(executor, 3)
@@ -90,6 +91,7 @@ def test_no_more_than_asked_for_and_no_gpu_is_not_waited_for(three: Nodes, tmp_p
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 def test_a_dead_head_is_said_and_another_cluster_goes_on(tmp_path: Path, ticker: Tickers) -> None:
     with nodes(1) as first:
         with opened(first, tmp_path) as executor:
@@ -117,6 +119,13 @@ def test_addresses() -> None:
     for wrong in ("", "host", "host:", ":6379", "host:ray", "host:70000", "http://host:6379"):
         with pytest.raises(InputError, match="not the address of a Ray cluster"):
             door_of(wrong)
+
+
+def test_a_cluster_without_a_token_is_refused(three: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with pytest.raises(InputError, match="open to other hosts: no token authentication") as raised, opened(three, tmp_path):
+        pass
+    assert "RAY_AUTH_MODE=token" in raised.value.hint
 
 
 def test_nobody_there_is_said_in_seconds(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.errors import UnreachableError
+from nas.errors import InputError, UnreachableError
 from nas.execution.ray.address import AUTO, CLIENT, START, Door, asked_of_environment, door_of, require
+from nas.execution.security import CURE, exposed
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -75,7 +76,7 @@ class Cluster:
         address: see `nas.execution.ray.address`; None for one of our own, with so many `cores`.
 
     Raises:
-        InputError: it is no address.
+        InputError: it is no address, or other hosts can reach the cluster there and no token guards it.
         UnreachableError: nothing answers there.
     """
 
@@ -184,6 +185,9 @@ def _connect(address: str | None, door: Door | None, cores: int) -> None:
         door = Door(ray.util.get_node_ip_address(), door.port)  # as Ray does; a head may listen on this one alone
     if door is not None:
         require(door, address)
+    found = address == AUTO and asked_of_environment() is None
+    if why := exposed(AUTO if found else str(door or address)):
+        raise InputError(f"the Ray cluster at {door or address} is open to other hosts: {why}", CURE)
     ray.init(address=address, runtime_env={"py_modules": _code(), "excludes": ["__pycache__"]}, **QUIET)
 
 
