@@ -78,7 +78,8 @@ class Form:
 def _curves(features: Features) -> Floats:
     """Legendre polynomials of degree 2 (halved) and 3 (quartered) of the numbers, all of one degree together."""
     x = 2 * features.points[:, features.numeric[features.groups]]
-    return np.hstack(((3 * x**2 - 1) / 4, (5 * x**3 - 3 * x) / 8))
+    squares = x * x  # x**3 would be computed as a power: ten times slower
+    return np.hstack(((3 * squares - 1) / 4, x * (5 * squares - 3) / 8))
 
 
 @dataclass(frozen=True)
