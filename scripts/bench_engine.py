@@ -97,12 +97,14 @@ def busy_figures(size: Size) -> Figures:
             f"busy_trials{end}": trials,
             f"busy_share{end}": found["busy"],
             f"busy_wall_s{end}": found["wall_s"],
+            f"busy_starved_s{end}": found["starved_s"],
             f"busy_ms_per_trial{end}": found["ms"],
             f"driver_mb{end}": found["mb"],
         }
         print(
             f"{sampler:>6}: {found['busy']:.1%} of {SLOTS} slots busy over {trials} trials of {SECONDS:.0f} s "
-            f"({found['wall_s']:.0f} s, {found['ms']:.1f} ms CPU a trial); peak memory {found['mb']:.0f} MB",
+            f"({found['wall_s']:.0f} s, of which {found['starved_s']:.0f} s waiting for a core that others had; "
+            f"{found['ms']:.1f} ms CPU a trial); peak memory {found['mb']:.0f} MB",
             flush=True,
         )
     return figures

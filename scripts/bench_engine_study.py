@@ -119,6 +119,7 @@ def engine(sampler: str, trials: int, slots: int = 1, seconds: float = 0.0) -> d
         store_bytes: size of the store per trial.
         wall_s: from the first proposal to the last result.
         busy: the share of all slots' time in `wall_s` in which they were occupied.
+        starved_s: seconds of `wall_s` in which the driver could have run and other processes had the cores.
         mb: peak resident memory of this process, in 10^6 bytes.
     """
     space = read_space(find_space(SPACE))
@@ -146,9 +147,9 @@ def engine(sampler: str, trials: int, slots: int = 1, seconds: float = 0.0) -> d
             watch=lambda _: tables.update(),
             record=tables.outdate,
         )
-        began, cpu = time.monotonic(), time.process_time()
+        began, cpu, starved = time.monotonic(), time.process_time(), starved_seconds()
         study.run()
-        wall = time.monotonic() - began
+        wall, starved = time.monotonic() - began, starved_seconds() - starved
         tables.write()
         ended = time.process_time()
         tables.write()
@@ -157,6 +158,7 @@ def engine(sampler: str, trials: int, slots: int = 1, seconds: float = 0.0) -> d
             "tables_ms": 1e3 * (time.process_time() - ended),
             "store_bytes": (folder / "study.db").stat().st_size / trials,
             "wall_s": wall,
+            "starved_s": starved,
             "busy": executor.occupied / (slots * wall),
             "mb": peak_mb(),
         }
@@ -166,3 +168,8 @@ def peak_mb() -> float:
     """Peak resident memory of this process, in 10^6 bytes. What getrusage says may be that of the process which began it."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+
+
+def starved_seconds() -> float:
+    """How long the main thread of this process has waited for a core so far."""
+    return int(Path("/proc/self/schedstat").read_text(encoding="utf-8").split()[1]) / 1e9
