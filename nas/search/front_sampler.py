@@ -30,6 +30,7 @@ from nas.space.features import Features, SpaceCodes
 
 LEAST_RESULTS = 5  # fewer say nothing of what is to come
 LEAST_ERROR = 1e-3  # of the ceiling: nothing is believed to be more accurate
+MORE = 1.25  # times the candidates that should be enough: two small looks cost more than a large one
 LEAST_SHARE = 0.1  # of candidates that may hold the limit, as far as is believed of the next ones
 Codes = NDArray[np.int32]
 Latency = Callable[[Codes], tuple[Floats, Floats, Floats]]
@@ -156,7 +157,7 @@ class FrontSampler(BaseSampler):
         looked = usable = 0
         while looked < len(codes) and usable < LOOKED_AT:
             share = max(usable / looked, LEAST_SHARE) if looked else 1.0
-            part = codes[looked : looked + math.ceil((LOOKED_AT - usable) / share)]
+            part = codes[looked : looked + math.ceil(MORE * (LOOKED_AT - usable) / share)]
             latency.append(np.array(self._candidates.latency(part)))
             looked += len(part)
             usable += int(np.sum(chance_within(self.frame.limit_ms, *latency[-1]) >= LEAST_CHANCE))
