@@ -29,6 +29,7 @@ from nas.latency.table import NEAR, TablePrices, near
 from nas.limits import Limits, infeasible
 from nas.seeds import derive
 from nas.space.architecture import Architecture, model_yaml
+from nas.space.held import Held
 from nas.space.search_space import SearchSpace
 
 log = logging.getLogger("nas")
@@ -214,10 +215,10 @@ class Pricing:
         model = self._estimator.fitted() if self._table is None else self._table.model
         return None if model is None or not architectures else Intervals(*model.predict(architectures))
 
-    def guess(self, architectures: Sequence[Architecture]) -> Intervals | None:
+    def guess(self, architectures: Sequence[Architecture] | Held) -> Intervals | None:
         """As `predict`, from as little as three measurements, with intervals as wide as that deserves."""
         model = self._estimator.rough() if self._table is None else self._table.model
-        return None if model is None or not architectures else Intervals(*model.predict(architectures))
+        return None if model is None or not len(architectures) else Intervals(*model.predict(architectures))
 
     def renewed(self, priced: Sequence[tuple[Architecture, Price]]) -> list[Price]:
         """Prices of an earlier session, with the latencies of the table as it is now, if there is one."""

@@ -141,7 +141,7 @@ class SpaceKnowledge:
 
         def latency(rows: Codes) -> tuple[Floats, Floats, Floats]:
             """Wide intervals, or the baseline's latency for all, as long as little was measured."""
-            intervals = self._pricing.guess([codes.architecture(row) for row in rows])
+            intervals = self._pricing.guess(codes.held(rows))
             if intervals is not None:
                 return intervals.ms, intervals.low, intervals.high
             ms = np.full(len(rows), self._baseline_ms)

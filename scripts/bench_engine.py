@@ -1,177 +1,158 @@
 #!/usr/bin/env python
-"""What the engine itself costs per trial: ask, latency gate from the cache, record. Nothing is trained or measured.
+"""What the engine itself costs: CPU and bytes per trial, memory, and whether it keeps many slots busy.
 
-    scripts/bench_engine.py [--quick] [--trials 200] [--json OUT]
+    scripts/bench_engine.py [--quick] [--trials 1000] [--only engine,busy,others] [--json OUT]
 
-The study loop runs over the default space with an executor that answers at once and a price for every architecture, on a
-real SQLite store, with trials.csv, front.csv and front.json written as a search writes them: now and then, and at the end.
-What writing them once costs after all these trials stands beside it: so much comes on top of every trial where trials take
-so long that the tables are written after each. Beside it, in the same run, stand bare Optuna ask/tell trials over the same
-space on the same kind of store. Figures are CPU milliseconds of this process per finished trial.
+The study loop runs over the default space with a price for every architecture, on a real SQLite store, with trials.csv,
+front.csv and front.json written as a search writes them: now and then, and at the end. Nothing is trained or measured.
+
+* engine: trials that end at once, one at a time. CPU milliseconds of the driver per finished trial, for each sampler; what
+  writing the tables once costs after all these trials stands beside it.
+* busy: trials of one second (real time) on 64 logical slots. The share of the slots' time that is occupied between the
+  first proposal and the last result, and the driver's peak memory.
+* others: bare Optuna (ask and tell on its own SQLite storage), and Ray Tune with OptunaSearch (study in memory), whose
+  slots are processes, so few. Their trials are over the same space and end at once.
+
+Every measurement has a process of its own. Names in the JSON: `driver_ms_per_trial`, `store_bytes_per_trial` (random),
+`busy_share`, `driver_mb` (random, of the busy run); with a sampler's name behind for the others, with `ray_tune_` and
+`bare_optuna_` before for the others' trials.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
-import time
-import warnings
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import asdict
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
-import optuna
-from optuna.samplers import RandomSampler, TPESampler
+from bench_engine_others import bare_optuna, ray_tune
+from bench_engine_study import engine
 
-from nas.config import Budget, RunConfig
-from nas.execution.executor import Attempt, Event, Result
-from nas.execution.work import TRAIN, TrainJob
-from nas.jobs import Step
-from nas.outcome import Tables
-from nas.pricing import Pricing
-from nas.proposals import Proposals, SpaceKnowledge
-from nas.runs.folder import write_config, write_manifest
-from nas.runs.ledger import Ledger
-from nas.runs.store import Store
-from nas.runs.trials import TrialFolders
-from nas.seeds import derive
-from nas.space.architecture import Architecture
-from nas.space.reader import find_space, read_space
-from nas.space.search_space import SearchSpace
-from nas.study import Study
-
-GOAL_MS = 50.0
+GOALS = {
+    "driver_ms_per_trial": "under 10",
+    "driver_ms_per_trial_front": "under 100",
+    "busy_share": "over 0.95",
+    "driver_mb": "under 300",
+    "store_bytes_per_trial": "under 16384",
+}
+SLOTS, SECONDS, RAY_SLOTS = 64, 1.0, 4
+PARTS = ("engine", "busy", "others")
+Figures = dict[str, float]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class InstantExecutor:
-    """Finishes every attempt at once with a made-up mAP."""
+@dataclass(frozen=True)
+class Size:
+    """How many trials each part runs: `busy` with random, `busy_front` with front."""
 
-    def __init__(self) -> None:
-        self._events: deque[Event] = deque()
-
-    free = 1
-    lane_free = True
-
-    def start(self, attempt: Attempt) -> None:
-        score = derive(attempt.seed, 0, "bench") / 2**31
-        self._events.append(Result(attempt.key, {"map": score, "map50": score}, 1.0))
-
-    def poll(self, _timeout: float) -> list[Event]:
-        events = list(self._events)
-        self._events.clear()
-        return events
-
-    def stop(self, _key: str) -> float:
-        return 0.0
-
-    def close(self) -> None:
-        pass
+    engine: int
+    busy: int
+    busy_front: int
+    bare: int
+    ray: int
 
 
-class InstantJobs:
-    """Trainings of one rung."""
-
-    shares: tuple[float, ...] = ()
-
-    def refusal(self, _architecture: Architecture) -> str | None:
-        return None
-
-    def job(self, _step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        return TRAIN, asdict(TrainJob(model, "", "", "", 640, [5], 8, 0.004, 0.2, 0, "cpu", 1))
+QUICK = Size(engine=60, busy=640, busy_front=64, bare=20, ray=20)
+FULL = Size(engine=1_000, busy=10_000, busy_front=640, bare=200, ray=1_000)
 
 
-class EveryPrice:
-    """A latency cache that knows every model already."""
+def alone(part: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a process of its own, which nothing was loaded into before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(part, *args, **kwargs).result()
 
-    def get(self, key: str) -> dict[str, Any]:
-        return {
-            "ms": 1 + int(key[:8], 16) / 2**32,
-            "p90": 2.0,
-            "spread": 0.01,
-            "runs": 50,
-            "params": 1,
-            "gmacs": 1.0,
-            "rough": False,
+
+def engine_figures(trials: int) -> Figures:
+    """CPU and bytes per trial of each sampler."""
+    figures: Figures = {"trials": trials}
+    for sampler in ("random", "tpe", "front"):
+        found = alone(engine, sampler, trials)
+        end = "" if sampler == "random" else f"_{sampler}"
+        figures |= {
+            f"driver_ms_per_trial{end}": found["ms"],
+            f"tables_ms{end}": found["tables_ms"],
+            f"store_bytes_per_trial{end}": found["store_bytes"],
         }
-
-
-def engine(space: SearchSpace, sampler: str, trials: int) -> dict[str, float]:
-    """CPU milliseconds per trial of the whole loop, and of writing the tables once; bytes of the store per trial."""
-    config = RunConfig("none", "none", f"{trials}trials", "cpu:onnxruntime", max_latency_ms=1.9, sampler=sampler, confirm=0)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        store = Store(folder, create=True)
-        write_config(folder, config, "bench")
-        write_manifest(folder, "", ["object"], {})
-        ledger = Ledger(Budget.parse(config.budget), store)
-        tables = Tables(folder, config, space, store, ledger)
-        executor = InstantExecutor()
-        prices: Any = EveryPrice()
-        pricing = Pricing(config, space, 80, executor, prices, [], lambda seconds: store.add_seconds(lane=seconds))
-        study = Study(
-            config,
-            space,
-            store,
-            executor,
-            pricing,
-            Proposals(config, store, SpaceKnowledge(config, space, pricing, store)),
-            ledger,
-            InstantJobs(),
-            TrialFolders(folder),
-            watch=lambda _: tables.update(),
-            record=tables.outdate,
+        print(
+            f"{sampler:>6}: {found['ms']:6.1f} ms CPU a trial over {trials}; tables once {found['tables_ms']:.0f} ms; "
+            f"store {found['store_bytes'] / 1024:.1f} KiB a trial",
+            flush=True,
         )
-        began = time.process_time()
-        study.run()
-        tables.write()
-        ended = time.process_time()
-        tables.write()
-        return {
-            "driver_ms_per_trial": 1e3 * (ended - began) / trials,
-            "tables_ms": 1e3 * (time.process_time() - ended),
-            "store_bytes_per_trial": (folder / "study.db").stat().st_size / trials,
+    return figures
+
+
+def busy_figures(size: Size) -> Figures:
+    """How busy the driver keeps the slots, and its memory."""
+    figures: Figures = {"busy_slots": SLOTS, "busy_trial_seconds": SECONDS}
+    for sampler, trials in {"random": size.busy, "front": size.busy_front}.items():
+        found = alone(engine, sampler, trials, SLOTS, SECONDS)
+        end = "" if sampler == "random" else f"_{sampler}"
+        figures |= {
+            f"busy_trials{end}": trials,
+            f"busy_share{end}": found["busy"],
+            f"busy_wall_s{end}": found["wall_s"],
+            f"busy_starved_s{end}": found["starved_s"],
+            f"busy_ms_per_trial{end}": found["ms"],
+            f"driver_mb{end}": found["mb"],
         }
+        print(
+            f"{sampler:>6}: {found['busy']:.1%} of {SLOTS} slots busy over {trials} trials of {SECONDS:.0f} s "
+            f"({found['wall_s']:.0f} s, of which {found['starved_s']:.0f} s waiting for a core that others had; "
+            f"{found['ms']:.1f} ms CPU a trial); peak memory {found['mb']:.0f} MB",
+            flush=True,
+        )
+    return figures
 
 
-def bare_optuna(space: SearchSpace, sampler: str, trials: int) -> float:
-    """CPU milliseconds per trial of ask, suggest and tell alone."""
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        samplers = {"random": RandomSampler(seed=0), "tpe": TPESampler(multivariate=True, group=True, seed=0)}
-        samplers["front"] = samplers["tpe"]  # of Optuna's own, what it stands beside
-        storage = f"sqlite:///{folder}/bare.db"
-        study = optuna.create_study(storage=storage, directions=["maximize", "minimize"], sampler=samplers[sampler])
-        began = time.process_time()
-        for number in range(trials):
-            trial = study.ask()
-            space.draw(lambda name, choices, trial=trial: trial.suggest_categorical(name, list(choices)))
-            study.tell(trial, [derive(number, 0, "map") / 2**31, 1 + derive(number, 0, "ms") / 2**31])
-        return 1e3 * (time.process_time() - began) / trials
+def other_figures(size: Size) -> Figures:
+    """What others need for trials over the same space."""
+    figures: Figures = {"bare_optuna_trials": size.bare, "ray_tune_trials": size.ray, "ray_tune_slots": RAY_SLOTS}
+    for sampler in ("random", "tpe"):
+        end = "" if sampler == "random" else f"_{sampler}"
+        bare = alone(bare_optuna, sampler, size.bare)
+        print(f"{sampler:>6}: bare Optuna {bare:.1f} ms CPU a trial over {size.bare}", flush=True)
+        ray = alone(ray_tune, sampler, size.ray, RAY_SLOTS)
+        figures |= {
+            f"bare_optuna_ms_per_trial{end}": bare,
+            f"ray_tune_ms_per_trial{end}": ray["ms"],
+            f"ray_tune_wall_ms_per_trial{end}": ray["wall_ms"],
+            f"ray_tune_driver_mb{end}": ray["mb"],
+        }
+        print(
+            f"{sampler:>6}: Ray Tune + OptunaSearch {ray['ms']:.1f} ms CPU a trial over {size.ray} on {RAY_SLOTS} slots; "
+            f"peak memory {ray['mb']:.0f} MB",
+            flush=True,
+        )
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="30 trials")
-    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--quick", action="store_true", help="a minute, of few trials each")
+    parser.add_argument("--trials", type=int, help="of the part `engine`")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to run (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
-    trials = 30 if options.quick else options.trials
-    space = read_space(find_space("yolo11n-blocks"))
-    figures: dict[str, float] = {"trials": trials}
-    for sampler in ("random", "tpe", "front"):
-        ours, bare = engine(space, sampler, trials), bare_optuna(space, sampler, trials)
-        figures |= {f"{name}_{sampler}": figure for name, figure in ours.items()}
-        figures[f"bare_optuna_ms_per_trial_{sampler}"] = bare
-        figures[f"ratio_{sampler}"] = ours["driver_ms_per_trial"] / bare
-        print(
-            f"{sampler:>6}: {ours['driver_ms_per_trial']:6.1f} ms CPU a trial, bare Optuna {bare:6.1f} ms, "
-            f"ratio {figures[f'ratio_{sampler}']:.2f}; tables once {ours['tables_ms']:.1f} ms; "
-            f"store {ours['store_bytes_per_trial'] / 1024:.1f} KiB a trial"
-        )
-    print(f"goal: {GOAL_MS:.0f} ms, proposal, price from the cache and record (store, trials.csv, front.*) included")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    size, parts = QUICK if options.quick else FULL, options.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--only: unknown part '{unknown.pop()}', use {', '.join(PARTS)}")
+    figures: Figures = {}
+    if "engine" in parts:
+        figures |= engine_figures(options.trials or size.engine)
+    if "busy" in parts:
+        figures |= busy_figures(size)
+    if "others" in parts:
+        figures |= other_figures(size)
+    for name, goal in GOALS.items():
+        if name in figures:
+            print(f"{name}: {figures[name]:.4g} (goal: {goal})")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

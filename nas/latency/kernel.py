@@ -64,21 +64,28 @@ class Encoder:
         families = dict(self.families)
         family = np.array([families.setdefault(_family(kind), len(families)) for kind in kinds], dtype=np.int64)
         layer = np.array([kind.layer for kind in kinds], dtype=np.int64)
-        return Rows(family, layer, np.array([self._numbers(kind) for kind in kinds]).reshape(len(kinds), -1))
+        return Rows(family, layer, self._numbers(kinds))
 
-    def _numbers(self, kind: RowKind) -> list[float]:
-        knobs = dict(kind.knobs)
-        taken = sum(kind.inputs)
-        return [
+    def _numbers(self, kinds: Sequence[RowKind]) -> Floats:
+        taken, channels, depth, stride, heads = np.array(
+            [(sum(kind.inputs), kind.channels, max(kind.depth, 1), kind.stride, kind.heads) for kind in kinds], dtype=np.int64
+        ).T.reshape(5, -1)
+        knobs = np.zeros((len(kinds), len(self.knobs)))  # an absent one is as one of 0
+        column = {name: number for number, name in enumerate(self.knobs)}
+        for row, kind in enumerate(kinds):
+            for name, value in kind.knobs:
+                if name in column:
+                    knobs[row, column[name]] = max(value, 0.0)
+        numbers = [
             np.log2(taken / 64),
-            np.log2(kind.channels / 64),
-            np.log2(max(kind.depth, 1)),
-            2 * (3 - np.log2(kind.stride)),
-            np.log2(kind.heads) - 2 if kind.heads else 0.0,
-            float(taken % GROUP > 0) / 2,
-            float(kind.channels % GROUP > 0) / 2,
-            *(np.log2(1 + max(knobs[name], 0.0)) if name in knobs else 0.0 for name in self.knobs),
+            np.log2(channels / 64),
+            np.log2(depth),
+            2 * (3 - np.log2(stride)),
+            np.where(heads > 0, np.log2(np.maximum(heads, 1)) - 2, 0.0),
+            (taken % GROUP > 0) / 2,
+            (channels % GROUP > 0) / 2,
         ]
+        return np.column_stack((*numbers, np.log2(1 + knobs)))
 
 
 def _family(kind: RowKind) -> tuple[str, int]:

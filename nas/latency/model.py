@@ -25,6 +25,7 @@ from nas.errors import InputError
 from nas.latency.kernel import Encoder, Floats, Ints, Spread, covariance, prior_mean, variance
 from nas.latency.rows import row_kinds
 from nas.space.architecture import Architecture
+from nas.space.held import Held
 from nas.space.search_space import SearchSpace
 from nas.space.skeleton import Skeleton
 
@@ -100,7 +101,7 @@ class LatencyModel:
             raise InputError(what, f"measure at least {MIN_OBSERVATIONS} different ones")
         return cls(skeleton, list(best.values()))
 
-    def predict(self, architectures: Sequence[Architecture]) -> tuple[Floats, Floats, Floats]:
+    def predict(self, architectures: Sequence[Architecture] | Held) -> tuple[Floats, Floats, Floats]:
         """Milliseconds, and the bounds that hold the measured figure in 90% of cases, of each architecture.
 
         Architectures far from what was measured get a wide interval, not an error.
@@ -108,7 +109,7 @@ class LatencyModel:
         Raises:
             InputError: an architecture of another skeleton.
         """
-        if not architectures:
+        if not len(architectures):
             return np.empty(0), np.empty(0), np.empty(0)
         kinds, index = row_kinds(self.skeleton, architectures)
         rows = self._encode(kinds)

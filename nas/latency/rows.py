@@ -16,9 +16,11 @@ import numpy.typing as npt
 
 from nas.errors import InputError
 from nas.space.architecture import KEEP, Architecture, Placement
+from nas.space.held import Held
 from nas.space.skeleton import Skeleton, own_channels
 
 Ints = npt.NDArray[np.int64]
+DENSE = 16  # up to so many possible numbers for each that occurs, a table of all is faster than sorting
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,18 @@ class RowKind:
     knobs: tuple[tuple[str, float], ...] = ()
 
 
-def row_kinds(skeleton: Skeleton, architectures: Sequence[Architecture]) -> tuple[list[RowKind], Ints]:
+def row_kinds(skeleton: Skeleton, architectures: Sequence[Architecture] | Held) -> tuple[list[RowKind], Ints]:
     """The distinct rows of all the architectures, and which of them each consists of, (architectures, rows).
 
     Raises:
         InputError: an architecture of another skeleton.
     """
-    if stranger := next((a for a in architectures if a.skeleton != skeleton.name), None):
-        raise InputError(f"an architecture of {stranger.skeleton} among those of {skeleton.name}", "give those of one skeleton")
-    placements, held = _held(skeleton, architectures)
+    known = architectures if isinstance(architectures, Held) else _held(skeleton, architectures)
+    placements, held = known.placements, known.numbers
     slots = {slot.layer: slot for slot in skeleton.slots}
     channels: list[Ints] = []
     kinds: list[RowKind] = []
-    index = np.empty((len(architectures), len(skeleton.rows)), dtype=np.int64)
+    index = np.empty((len(architectures), len(skeleton.rows)), dtype=np.int64, order="F")  # written layer by layer
     for layer, row in enumerate(skeleton.rows):
         sources = [layer + s if s < 0 else s for s in ([row.source] if isinstance(row.source, int) else row.source)]
         inputs = [channels[s] if s >= 0 else np.full(len(architectures), row.c1) for s in sources]
@@ -74,9 +75,9 @@ def row_kinds(skeleton: Skeleton, architectures: Sequence[Architecture]) -> tupl
         first, which = _distinct([held_here, *inputs])
         index[:, layer] = which + len(kinds)
         stride = skeleton.rows[sources[0]].stride if layer else 1
-        for at in first:
-            taken, made = tuple(int(c[at]) for c in inputs), int(output[at])
-            placement = placements[layer][held_here[at]]
+        every = zip(*(c[first].tolist() for c in inputs), strict=True)
+        for taken, made, number in zip(every, output[first].tolist(), held_here[first].tolist(), strict=True):
+            placement = placements[layer][number]
             depth = slots[layer].depth if layer in slots else row.repeats
             if placement is None:
                 kinds.append(RowKind(layer, row.module, taken, made, depth, stride))
@@ -87,8 +88,10 @@ def row_kinds(skeleton: Skeleton, architectures: Sequence[Architecture]) -> tupl
     return kinds, index
 
 
-def _held(skeleton: Skeleton, architectures: Sequence[Architecture]) -> tuple[list[list[Placement | None]], Ints]:
-    """Per layer the placements that occur there, after None for the skeleton's own, and which each architecture holds."""
+def _held(skeleton: Skeleton, architectures: Sequence[Architecture]) -> Held:
+    """Of architectures, only with the placements that occur in them."""
+    if stranger := next((a for a in architectures if a.skeleton != skeleton.name), None):
+        raise InputError(f"an architecture of {stranger.skeleton} among those of {skeleton.name}", "give those of one skeleton")
     every = list(chain.from_iterable(a.placements for a in architectures))
     owners = np.repeat(np.arange(len(architectures)), [len(a.placements) for a in architectures])
     # architectures of one space share most placement objects, and comparing identities costs next to nothing
@@ -104,7 +107,7 @@ def _held(skeleton: Skeleton, architectures: Sequence[Architecture]) -> tuple[li
     held[owners, np.array([p.layer for p in objects], dtype=np.int64)[which]] = np.array(
         [numbers[p] for p in objects], dtype=np.int64
     )[which]
-    return placements, held
+    return Held(placements, held)
 
 
 def _distinct(columns: Sequence[Ints]) -> tuple[Ints, Ints]:
@@ -115,5 +118,13 @@ def _distinct(columns: Sequence[Ints]) -> tuple[Ints, Ints]:
         code = code * (high - low + 1) + column - low
         if code.max(initial=0) > 2**40:
             code = np.unique(code, return_inverse=True)[1]
-    _, first, which = np.unique(code, return_index=True, return_inverse=True)
-    return first, which
+    if (size := int(code.max(initial=0)) + 1) > DENSE * len(code):
+        _, first, which = np.unique(code, return_index=True, return_inverse=True)
+        return first, which
+    # As np.unique, without sorting.
+    first_of = np.full(size, -1)
+    first_of[code[::-1]] = np.arange(len(code))[::-1]  # of equal ones the last to be written stays
+    occurring = np.flatnonzero(first_of >= 0)
+    rank = np.empty(size, dtype=np.int64)
+    rank[occurring] = np.arange(len(occurring))
+    return first_of[occurring], rank[code]

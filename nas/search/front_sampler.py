@@ -30,6 +30,8 @@ from nas.space.features import Features, SpaceCodes
 
 LEAST_RESULTS = 5  # fewer say nothing of what is to come
 LEAST_ERROR = 1e-3  # of the ceiling: nothing is believed to be more accurate
+MORE = 1.25  # times the candidates that should be enough: two small looks cost more than a large one
+LEAST_SHARE = 0.1  # of candidates that may hold the limit, as far as is believed of the next ones
 Codes = NDArray[np.int32]
 Latency = Callable[[Codes], tuple[Floats, Floats, Floats]]
 """Of codes: ms, and its 5% and 95% quantiles. Equal where it is known exactly."""
@@ -131,8 +133,7 @@ class FrontSampler(BaseSampler):
         rng = np.random.default_rng(derive(self._seed, number, "pool"))
         seen = {code.tobytes() for _, code in told}
         front = done_codes[_front(errors, latency, self.frame)] if done else done_codes
-        codes = self._candidates.pool(seen, front, rng)
-        pool = self._points(codes)
+        codes, pool = self._looked_at(self._candidates.pool(seen, front, rng), rng)
         nothing = pool[np.arange(0)]
         evaluated = Evidence(self._points(done_codes, latency) if done else nothing, errors, results[:, 1])
         waiting = self._points(np.array(running, dtype=np.int32)) if running else nothing
@@ -146,6 +147,22 @@ class FrontSampler(BaseSampler):
             within = np.flatnonzero(latency <= limit)
             row = int(rng.choice(within)) if within.size else int(np.argmin(latency))
         return self._candidates.params(codes[row])
+
+    def _looked_at(self, codes: Codes, rng: np.random.Generator) -> tuple[Codes, Points]:
+        """Of many candidates, random ones: as many that may hold the limit as one proposal considers, no latencies beyond."""
+        if len(codes) <= LOOKED_AT:
+            return codes, self._points(codes)
+        codes = codes[rng.permutation(len(codes))]
+        latency: list[Floats] = []  # each (3, part)
+        looked = usable = 0
+        while looked < len(codes) and usable < LOOKED_AT:
+            share = max(usable / looked, LEAST_SHARE) if looked else 1.0
+            part = codes[looked : looked + math.ceil(MORE * (LOOKED_AT - usable) / share)]
+            latency.append(np.array(self._candidates.latency(part)))
+            looked += len(part)
+            usable += int(np.sum(chance_within(self.frame.limit_ms, *latency[-1]) >= LEAST_CHANCE))
+        codes = codes[:looked]
+        return codes, Points(self._candidates.features(codes), *np.hstack(latency))
 
     def _earlier(self) -> Evidence | None:
         """What an earlier search found, with the latencies of this one."""
@@ -250,9 +267,8 @@ class SpaceCandidates:
             found = self._codes.all()
         else:
             near = [self._codes.neighbours(code) for code in front]
-            found = np.unique(np.vstack((*near, self._codes.draw(self.DRAWN, rng))), axis=0)
-        fresh = np.array([code.tobytes() not in seen for code in found], dtype=bool)
-        found = found[fresh]
+            found = np.vstack((*near, self._codes.draw(self.DRAWN, rng)))
+        found = self._codes.distinct(found, seen)
         allowed: Codes = found[self._codes.allowed(found, self._imgsz)]
         return allowed if len(allowed) or seen else found  # where rules forbid everything, whoever asked is told by them
 

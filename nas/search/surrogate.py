@@ -45,7 +45,7 @@ class Inputs:
 
     @classmethod
     def of(cls, features: Features) -> Inputs:
-        return cls(np.hstack((features.points, _curves(features))), features.points)
+        return cls(_effects(features), features.points)
 
     def __len__(self) -> int:
         return len(self.points)
@@ -75,10 +75,19 @@ class Form:
         return int(self.effects.max(initial=-1)) + 1
 
 
-def _curves(features: Features) -> Floats:
-    """Legendre polynomials of degree 2 (halved) and 3 (quartered) of the numbers, all of one degree together."""
+def _effects(features: Features) -> Floats:
+    """The columns of main effects: as they are, then of the numbers the Legendre polynomials of degree 2 (halved), then those
+    of degree 3 (quartered)."""
     x = 2 * features.points[:, features.numeric[features.groups]]
-    return np.hstack(((3 * x**2 - 1) / 4, (5 * x**3 - 3 * x) / 8))
+    columns, curved = features.points.shape[1], x.shape[1]
+    effects = np.empty((len(x), columns + 2 * curved))
+    effects[:, :columns] = features.points
+    square, cube = effects[:, columns : columns + curved], effects[:, columns + curved :]
+    np.multiply(x, x, out=square)  # x**3 would be computed as a power: ten times slower
+    np.multiply(5 / 8 * square - 3 / 8, x, out=cube)
+    square *= 3 / 4
+    square -= 1 / 4
+    return effects
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ number per slot, so that drawing, encoding and comparing 100,000 of them are arr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.space.architecture import KEEP, Architecture, Placement
+from nas.space.held import Held
 from nas.space.search_space import Params, SearchSpace, SlotChoices
 
 Floats = NDArray[np.float64]
@@ -149,6 +150,38 @@ class SpaceCodes:
     def architecture(self, code: NDArray[np.int32]) -> Architecture:
         placements = [own[number] for own, number in zip(self.listed, code, strict=True)]
         return Architecture(self.space.skeleton.name, tuple(sorted((p for p in placements if p), key=lambda p: p.layer)))
+
+    @cached_property
+    def _layers(self) -> tuple[list[list[Placement | None]], list[NDArray[np.int64]]]:
+        """Per layer what may stand there, after None for the skeleton's own row; per slot where there each option is."""
+        placements: list[list[Placement | None]] = [[None] for _ in self.space.skeleton.rows]
+        places = []
+        for choices, listed in zip(self.space.slots, self.listed, strict=True):
+            own = placements[choices.slot.layer]
+            own += [option for option in listed if option]
+            place = {option: number for number, option in enumerate(own)}
+            places.append(np.array([place[option] for option in listed], dtype=np.int64))
+        return placements, places
+
+    def held(self, codes: NDArray[np.int32]) -> Held:
+        """What codes (rows, slots) stand for, without an object for each."""
+        placements, places = self._layers
+        numbers = np.zeros((len(codes), len(placements)), dtype=np.int64, order="F")  # read and written layer by layer
+        for slot, (choices, place) in enumerate(zip(self.space.slots, places, strict=True)):
+            numbers[:, choices.slot.layer] = place[codes[:, slot]]
+        return Held(placements, numbers)
+
+    def distinct(self, codes: NDArray[np.int32], without: Collection[bytes] = ()) -> NDArray[np.int32]:
+        """The codes (rows, slots) without repeats and without those of these bytes, sorted."""
+        sizes = [len(listed) for listed in self.listed]
+        left_out = np.frombuffer(b"".join(without), dtype=np.int32).reshape(-1, len(sizes))
+        if math.prod(sizes) >= 2**63:  # too many to be told apart by one number
+            codes = np.unique(codes, axis=0)
+            fresh = np.array([code.tobytes() not in without for code in codes], dtype=bool)
+            return np.asarray(codes[fresh])
+        keys = np.unique(np.ravel_multi_index(tuple(codes.T), sizes))
+        keys = keys[~np.isin(keys, np.ravel_multi_index(tuple(left_out.T), sizes))]
+        return np.stack(np.unravel_index(keys, sizes), axis=1).astype(np.int32)
 
     def allowed(self, codes: NDArray[np.int32], imgsz: int) -> NDArray[np.bool_]:
         """Which codes (rows, slots) no rule of the space forbids. Rules look at few slots: each of their combinations once."""

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from nas.latency.rows import row_kinds
 from nas.space.features import SpaceCodes, encode, scale_number
 from nas.space.reader import find_space, read_space
 
@@ -53,3 +54,26 @@ def test_columns():
     assert scale_number(np.array([10.0, 11.0, 12.0])) == pytest.approx([-0.5, 0, 0.5])
     uniform = np.linspace(0.0001, 1, 1001)  # its logarithm would put nearly all of it at one end
     assert scale_number(uniform) == pytest.approx(np.linspace(-0.5, 0.5, 1001))
+
+
+def test_what_codes_hold_is_what_their_architectures_hold():
+    """Latencies are predicted for codes as for the architectures that they stand for."""
+    space = read_space(find_space("yolo11n-blocks"))
+    codes = SpaceCodes(space)
+    rows = np.vstack((codes.code(space.baseline), codes.draw(200, np.random.default_rng(0))))
+    by_code, by_architecture = (
+        row_kinds(space.skeleton, codes.held(rows)),
+        row_kinds(space.skeleton, [codes.architecture(row) for row in rows]),
+    )
+    kinds, own = zip(by_code, by_architecture, strict=True)
+    assert [[kinds[0][n] for n in row] for row in own[0]] == [[kinds[1][n] for n in row] for row in own[1]]
+
+
+def test_distinct_codes_are_sorted_and_leave_out_what_is_known():
+    codes = SpaceCodes(read_space(find_space("yolo11n-blocks")))
+    rows = codes.draw(300, np.random.default_rng(1))
+    known = {row.tobytes() for row in rows[:50]}
+    found = codes.distinct(np.vstack((rows, rows[::-1])), known)
+    expected = np.array([row for row in np.unique(rows, axis=0) if row.tobytes() not in known])
+    assert np.array_equal(found, expected)
+    assert len(codes.distinct(rows[:50], known)) == 0
