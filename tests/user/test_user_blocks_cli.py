@@ -121,6 +121,8 @@ def test_a_search_places_the_block_and_keeps_its_file(home: Home, run: Path) -> 
     assert "my_block" in rows[2] and ",done," in rows[2]
     copy = run / "blocks" / "my_blocks.py"
     assert copy.read_text() == BLOCKS
+    for number in (0, 1):
+        assert "epoch 1 of 1: loss " in (run / "trials" / f"{number:04d}" / "worker.log").read_text()
 
 
 def test_a_run_is_read_without_running_its_code(home: Home, run: Path) -> None:
