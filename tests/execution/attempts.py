@@ -76,6 +76,21 @@ def beats(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
     return {}
 
 
+def travel(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    """Read a file, write another, print, and say where the code and the files come from."""
+    import nas
+
+    print("begins", flush=True)
+    read = Path(payload["weights"]).read_text()
+    progress({"epoch": 1})
+    print("ends", flush=True)
+    Path(payload["keep"]).write_text(f"{read} back")
+    if payload.get("dies"):
+        time.sleep(1)
+        os._exit(1)
+    return {"code": nas.__file__, "keep": payload["keep"], "read": str(Path(payload["weights"]).parent), "pid": os.getpid()}
+
+
 def shout(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
     print('{"event": "result", "data": {}, "seconds": 0}', flush=True)
     os.write(1, b"raw\n")
