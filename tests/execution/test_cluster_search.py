@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster import nodes
+from cluster import can_hide, nodes
 from harness import wait_until
 
 from nas.dataset.builtin import builtin_dataset
 from nas.dataset.description import read_dataset
+from nas.execution.ray.cluster import offer
 
 CLI = [sys.executable, "-c", "from nas.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
@@ -62,4 +63,25 @@ def test_a_search_survives_its_cluster(home: Path) -> None:
     assert code == 0, told
     rows = (home / "results" / "search" / "trials.csv").read_text().splitlines()
     assert sum(",done," in row for row in rows) >= 4
+    assert (home / "results" / "search" / "trials" / "0000" / "weights.pt").is_file()
     assert f"address: {second.address}" in (home / "results" / "search" / "run.yaml").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_hide(), reason="may not hide files from a process")
+def test_a_search_on_a_host_that_sees_none_of_our_files(home: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    there = tmp_path_factory.mktemp("there")
+    cache = Path(os.environ["NAS_CACHE"])
+    tiny = "--data small.yaml --imgsz 32 --epochs 1 --confirm 0 --allow-noisy --budget 3trials".split()
+    with nodes(0) as found:
+        found.add_stranger(there, home, cache)
+        wait_until(lambda: offer(found.address).nodes[1:], "the stranger is there")
+        code, told = end(begin(home, "--address", found.address, *tiny))
+    assert code == 0, told[-3000:]
+    run = home / "results" / "search"
+    rows = (run / "trials.csv").read_text().splitlines()
+    assert sum(",done," in row for row in rows) == 3
+    assert "epoch 1" in (run / "trials" / "0000" / "worker.log").read_text()
+    assert (run / "trials" / "0000" / "weights.pt").stat().st_size > 1e6
+    assert not list((there / "elsewhere" / "files").rglob("weights.pt"))
+    assert list((there / "images").glob("pixels-32-*.npy"))
