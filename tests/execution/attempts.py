@@ -25,7 +25,8 @@ def echo(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
     for step in range(payload.get("steps", 0)):
         progress({"step": step, "of": (payload["steps"],)})
     time.sleep(payload.get("seconds", 0))
-    return {"payload": payload, "seed": seed, "pid": os.getpid(), "loaded": LOADED}
+    shown = {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES")} if payload.get("gpus") else {}
+    return {"payload": payload, "seed": seed, "pid": os.getpid(), "loaded": LOADED, **shown}
 
 
 def tick(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def test_nodes_die_and_come(three: Nodes, tmp_path: Path, ticker: Tickers, capfd
     assert capfd.readouterr().out == ""
 
 
-def test_no_more_than_asked_for_and_no_gpu_is_not_waited_for(three: Nodes, tmp_path: Path) -> None:
+def test_no_more_than_asked_for_and_gpus_in_shares_but_none_is_not_waited_for(three: Nodes, tmp_path: Path) -> None:
     with opened(three, tmp_path, workers=1) as executor:
         assert executor.poll(3) == [] and executor.free == 1
     began = time.monotonic()
@@ -88,8 +88,16 @@ def test_no_more_than_asked_for_and_no_gpu_is_not_waited_for(three: Nodes, tmp_p
     ):
         pass
     assert time.monotonic() - began < 30
+    three.add(num_gpus=2)
+    with opened(three, tmp_path, gpus=0.5, cores=0) as executor:
+        room(executor, 4)
+        assert executor.free == 4
+        for key in "abcd":
+            executor.start(Attempt(key, "attempts:echo", {"gpus": True}))
+        assert sorted(events[0].data["gpus"] for events in events_of(executor, *"abcd").values()) == ["0", "0", "1", "1"]
 
 
+@pytest.mark.slow
 def test_a_dead_head_is_said_and_another_cluster_goes_on(tmp_path: Path, ticker: Tickers) -> None:
     with nodes(1) as first:
         with opened(first, tmp_path) as executor:

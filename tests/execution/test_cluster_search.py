@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,22 @@ def end(search: subprocess.Popen[str]) -> tuple[int, str]:
     out, err = search.communicate(timeout=300)
     assert "Traceback" not in err
     return search.returncode, out + err
+
+
+def test_what_is_no_cluster_is_said_before_anything_is_written(home: Path) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.2", 0))
+        dead = f"127.0.0.2:{taken.getsockname()[1]}"
+        for address, code, words in (
+            ("head", 2, "--address head: not the address of a Ray cluster"),
+            (dead, 5, f"no Ray cluster answers at {dead}: connection refused"),
+        ):
+            found, told = end(begin(home, "--data", "small.yaml", "--address", address))
+            assert (found, words in told) == (code, True), told
+    if importlib.util.find_spec("grpc") is None:
+        found, told = end(begin(home, "--address", "ray://127.0.0.2:10001"))
+        assert found == 2 and 'pip install "ray[client]"' in told
+    assert not (home / "results").exists()
 
 
 @pytest.mark.slow
