@@ -84,7 +84,7 @@ def run_session(
         for note in notes:
             log.info(note)
 
-        trials = TrialFolders(folder)
+        trials = TrialFolders(folder.absolute())  # workers have working folders of their own
         tables = Tables(folder, config, space, store, ledger)
 
         meter = GpuMeter() if config.device == "cuda" else None
@@ -115,7 +115,7 @@ def run_session(
                 jobs: Jobs = ProxyJobs(config, dataset, blocks, trials)
                 teaching = None
                 if config.imitate:
-                    teaching = Teaching(config, space, dataset, blocks, folder, store, ledger, executor, tell)
+                    teaching = Teaching(config, space, dataset, blocks, folder.absolute(), store, ledger, executor, tell)
                     jobs = AssembledJobs(config, space, teaching, training_job(config, dataset, blocks), trials)
 
                 def charge(seconds: float) -> None:

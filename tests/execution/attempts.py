@@ -25,7 +25,8 @@ def echo(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
     for step in range(payload.get("steps", 0)):
         progress({"step": step, "of": (payload["steps"],)})
     time.sleep(payload.get("seconds", 0))
-    return {"payload": payload, "seed": seed, "pid": os.getpid(), "loaded": LOADED}
+    shown = {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES")} if payload.get("gpus") else {}
+    return {"payload": payload, "seed": seed, "pid": os.getpid(), "loaded": LOADED, **shown}
 
 
 def tick(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
@@ -74,6 +75,21 @@ def beats(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
         time.sleep(0.01)
         alive.beat()
     return {}
+
+
+def travel(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    """Read a file, write another, print, and say where the code and the files come from."""
+    import nas
+
+    print("begins", flush=True)
+    read = Path(payload["weights"]).read_text()
+    progress({"epoch": 1})
+    print("ends", flush=True)
+    Path(payload["keep"]).write_text(f"{read} back")
+    if payload.get("dies"):
+        time.sleep(1)
+        os._exit(1)
+    return {"code": nas.__file__, "keep": payload["keep"], "read": str(Path(payload["weights"]).parent), "pid": os.getpid()}
 
 
 def shout(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +25,7 @@ class Nodes:
 
     def __init__(self, others: int, **head: Any) -> None:
         self._next, self.headless = 3, False
+        self._strangers: list[subprocess.Popen[bytes]] = []
         settings = {"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.2", **head}
         self._cluster = Cluster(initialize_head=True, head_node_args=settings)
         self.address = str(self._cluster.address)
@@ -33,12 +37,25 @@ class Nodes:
         self._next += 1
         return node
 
+    def add_stranger(self, cache: Path, *hidden: Path) -> None:
+        """One more node with one CPU, which has a cache of its own and sees nothing in some folders of this host."""
+        mounts = " && ".join(f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}" for folder in hidden)
+        words = ["start", f"--address={self.address}", f"--node-ip-address=127.0.0.{self._next}", "--num-cpus=1", "--block"]
+        start = [sys.executable, "-c", "from ray.scripts.scripts import cli; cli()", *words]
+        line = ["unshare", "--mount", "sh", "-c", f"{mounts} && exec {shlex.join(start)}"]
+        environment, nowhere = os.environ | {"NAS_CACHE": str(cache)}, subprocess.DEVNULL
+        self._strangers.append(subprocess.Popen(line, env=environment, stdout=nowhere, stderr=nowhere))
+        self._next += 1
+
     def kill_head(self) -> None:
         """kill -9 of the process that knows the cluster."""
         _kill(self._cluster.head_node, "gcs_server")
         self.headless = True
 
     def end(self) -> None:
+        for stranger in self._strangers:
+            stranger.terminate()
+            stranger.wait()
         self._cluster.shutdown()
 
 
@@ -49,6 +66,11 @@ def kill_raylet(node: Any) -> None:
 
 def _kill(node: Any, process: str) -> None:
     os.kill(node.all_processes[process][0].process.pid, signal.SIGKILL)
+
+
+def can_hide() -> bool:
+    """Whether this process may give another one a view of its own of the file system."""
+    return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from cluster import Nodes, kill_raylet, nodes
+from cluster import Nodes, can_hide, kill_raylet, nodes
 from harness import WORKER, Ticker, alive, end_of, events_of, room, wait_until
 
 from nas.errors import InputError, UnreachableError
-from nas.execution.executor import Attempt, Executor, Lost, Result
+from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Result
 from nas.execution.ray.address import Door, door_of
 from nas.execution.ray.cluster import Needs, Node, Offer, fit
 from nas.execution.ray.executor import RayExecutor
@@ -79,7 +79,7 @@ def test_nodes_die_and_come(three: Nodes, tmp_path: Path, ticker: Tickers, capfd
     assert capfd.readouterr().out == ""
 
 
-def test_no_more_than_asked_for_and_no_gpu_is_not_waited_for(three: Nodes, tmp_path: Path) -> None:
+def test_no_more_than_asked_for_and_gpus_in_shares_but_none_is_not_waited_for(three: Nodes, tmp_path: Path) -> None:
     with opened(three, tmp_path, workers=1) as executor:
         assert executor.poll(3) == [] and executor.free == 1
     began = time.monotonic()
@@ -89,6 +89,13 @@ def test_no_more_than_asked_for_and_no_gpu_is_not_waited_for(three: Nodes, tmp_p
     ):
         pass
     assert time.monotonic() - began < 30
+    three.add(num_gpus=2)
+    with opened(three, tmp_path, gpus=0.5, cores=0) as executor:
+        room(executor, 4)
+        assert executor.free == 4
+        for key in "abcd":
+            executor.start(Attempt(key, "attempts:echo", {"gpus": True}))
+        assert sorted(events[0].data["gpus"] for events in events_of(executor, *"abcd").values()) == ["0", "0", "1", "1"]
 
 
 @pytest.mark.slow
@@ -110,6 +117,41 @@ def test_a_dead_head_is_said_and_another_cluster_goes_on(tmp_path: Path, ticker:
         assert time.monotonic() - began < 10
     with nodes(1) as second, opened(second, tmp_path) as executor:
         assert isinstance(end_of(executor, Attempt("a", "attempts:echo")), Result)
+
+
+@pytest.mark.skipif(not can_hide(), reason="may not hide files from a process")
+def test_a_host_without_our_files_gets_them_and_brings_back_what_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    monkeypatch.chdir(here)  # Ray's workers look for modules in their driver's folder first
+    (here / "start.pt").write_text("there and")
+    payload = {"weights": str(here / "start.pt"), "keep": str(here / "trial" / "weights.pt")}
+    log = here / "trial" / "worker.log"
+    with nodes(0) as found:
+        found.add_stranger(there, here)
+        with opened(found, here / "logs") as executor:
+            executor.start(Attempt("a", "attempts:travel", payload, log=str(log)))
+            *reports, result = events_of(executor, "a")["a"]
+            assert [event.data for event in reports] == [{"epoch": 1}]
+            assert isinstance(result, Result) and result.data["keep"] == payload["keep"]
+            assert "runtime_resources" in result.data["code"]  # ours, not what is installed there
+            assert (here / "trial" / "weights.pt").read_text() == "there and back"
+            assert log.read_text() == "begins\nends\n"
+            assert list(there.rglob("weights.pt")) == [] and len(list(there.rglob("start.pt"))) == 1
+            lost = end_with(executor, Attempt("b", "attempts:travel", payload | {"dies": True}, log=str(log)))
+            assert isinstance(lost, Lost) and lost.detail.splitlines()[:3] == ["begins", "ends", "begins"]
+            failed = end_of(executor, Attempt("c", "attempts:travel", {"weights": str(here / "none.pt")}))
+            assert isinstance(failed, Failed) and str(here / "none.pt") in failed.reason and "there/" not in failed.reason
+    assert not list((here / "logs").glob(".seen*"))
+
+
+def end_with(executor: Executor, attempt: Attempt) -> Event:
+    """The last event of an attempt that reports."""
+    room(executor)
+    executor.start(attempt)
+    return events_of(executor, attempt.key)[attempt.key][-1]
 
 
 def test_addresses() -> None:

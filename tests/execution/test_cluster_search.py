@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cluster import nodes
+from cluster import can_hide, nodes
 from harness import wait_until
 
 from nas.dataset.builtin import builtin_dataset
 from nas.dataset.description import read_dataset
+from nas.execution.ray.cluster import offer
 
 CLI = [sys.executable, "-c", "from nas.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
@@ -43,6 +46,22 @@ def end(search: subprocess.Popen[str]) -> tuple[int, str]:
     return search.returncode, out + err
 
 
+def test_what_is_no_cluster_is_said_before_anything_is_written(home: Path) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.2", 0))
+        dead = f"127.0.0.2:{taken.getsockname()[1]}"
+        for address, code, words in (
+            ("head", 2, "--address head: not the address of a Ray cluster"),
+            (dead, 5, f"no Ray cluster answers at {dead}: connection refused"),
+        ):
+            found, told = end(begin(home, "--data", "small.yaml", "--address", address))
+            assert (found, words in told) == (code, True), told
+    if importlib.util.find_spec("grpc") is None:
+        found, told = end(begin(home, "--address", "ray://127.0.0.2:10001"))
+        assert found == 2 and 'pip install "ray[client]"' in told
+    assert not (home / "results").exists()
+
+
 @pytest.mark.slow
 def test_a_search_survives_its_cluster(home: Path) -> None:
     log = home / "results" / "search" / "search.log"
@@ -62,4 +81,25 @@ def test_a_search_survives_its_cluster(home: Path) -> None:
     assert code == 0, told
     rows = (home / "results" / "search" / "trials.csv").read_text().splitlines()
     assert sum(",done," in row for row in rows) >= 4
+    assert (home / "results" / "search" / "trials" / "0000" / "weights.pt").is_file()
     assert f"address: {second.address}" in (home / "results" / "search" / "run.yaml").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_hide(), reason="may not hide files from a process")
+def test_a_search_on_a_host_that_sees_none_of_our_files(home: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    there = tmp_path_factory.mktemp("there")
+    cache = Path(os.environ["NAS_CACHE"])
+    tiny = "--data small.yaml --imgsz 32 --epochs 1 --confirm 0 --allow-noisy --budget 3trials".split()
+    with nodes(0) as found:
+        found.add_stranger(there, home, cache)
+        wait_until(lambda: offer(found.address).nodes[1:], "the stranger is there")
+        code, told = end(begin(home, "--address", found.address, *tiny))
+    assert code == 0, told[-3000:]
+    run = home / "results" / "search"
+    rows = (run / "trials.csv").read_text().splitlines()
+    assert sum(",done," in row for row in rows) == 3
+    assert "epoch 1" in (run / "trials" / "0000" / "worker.log").read_text()
+    assert (run / "trials" / "0000" / "weights.pt").stat().st_size > 1e6
+    assert not list((there / "elsewhere" / "files").rglob("weights.pt"))
+    assert list((there / "images").glob("pixels-32-*.npy"))

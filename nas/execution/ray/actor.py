@@ -9,12 +9,15 @@ import queue
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from nas.cache import cache_root
 from nas.execution.executor import Attempt, Event, Failed, Progress, Result
+from nas.execution.mirror import Parcel, Receiver, Sender, Tail
 from nas.execution.process import as_message
 from nas.execution.ray.cluster import Needs
 
@@ -27,6 +30,16 @@ def this_host() -> str:
     return platform.node()
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an actor is: its process, node and host, and whether it sees the files of its driver."""
+
+    pid: int
+    node: str
+    host: str
+    sees: bool
+
+
 @ray.remote(max_concurrency=3)
 class Actor:
     """A worker: `run` in one thread, `news` in another, `leave` in a third."""
@@ -37,12 +50,38 @@ class Actor:
         self._run_attempt = run_attempt
         self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
-    def where(self) -> tuple[int, str, str]:
-        """Its process, node and host."""
-        return os.getpid(), ray.get_runtime_context().get_node_id(), this_host()
+    def where(self, token: Path | None) -> Place:
+        """Where it is; it sees the files of its driver where it can read the file `token`, or where there is none."""
+        sees = token is None or token.is_file()
+        if not sees:
+            os.environ["YOLO_CONFIG_DIR"] = str(cache_root() / "ultralytics")
+        return Place(os.getpid(), ray.get_runtime_context().get_node_id(), this_host(), sees)
 
     def run(self, attempt: dict[str, Any]) -> None:
         self._run_attempt(attempt, self._messages.put, lambda: None)
+
+    def run_elsewhere(self, parcel: Parcel) -> None:
+        """Run an attempt of a driver whose files are not seen here; what it prints and writes comes with its messages."""
+        key = parcel.attempt["key"]
+
+        def beat() -> None:
+            self._messages.put({"event": "progress", "key": key, "seconds": 0.0, "data": {}})
+
+        receiver = Receiver(cache_root() / "elsewhere", ray.get, beat)
+        try:
+            attempt = receiver.accept(parcel)
+        except OSError as error:
+            self._messages.put({"event": "failed", "key": key, "seconds": 0.0, "reason": f"OSError: {error}", "detail": ""})
+            return
+        printed = Tail(Path(attempt["log"])) if attempt["log"] else None
+
+        def send(message: dict[str, Any]) -> None:
+            told = receiver.restored(message)
+            if told["event"] in {"result", "failed"}:
+                told["files"] = receiver.returned(parcel.attempt["payload"])
+            self._messages.put({**told, "printed": printed.more() if printed else ""})
+
+        self._run_attempt(attempt, send, lambda: None)
 
     def news(self) -> list[dict[str, Any]]:
         """The messages since the last call; waits for the first."""
@@ -56,15 +95,15 @@ class Actor:
 class Slot:
     """One actor as the driver sees it. It has a `node` once it is up."""
 
-    def __init__(self, needs: Needs, environment: Mapping[str, str]) -> None:
+    def __init__(self, needs: Needs, environment: Mapping[str, str], token: Path | None, sender: Sender) -> None:
         # Ray itself shows each actor its own GPUs.
         variables = {k: v for k, v in environment.items() if k != "CUDA_VISIBLE_DEVICES"}
         actor: Any = Actor
         options = {"num_cpus": needs.cores, "num_gpus": needs.gpus, "runtime_env": {"env_vars": variables}}
         self.handle = actor.options(**options).remote()
-        self._where: Any = self.handle.where.remote()
-        self.node: str | None = None
-        self._pid: int | None = None  # only of one on this host
+        self._where: Any = self.handle.where.remote(token)
+        self._place: Place | None = None
+        self._sender = sender
         self.attempt: Attempt | None = None
         self._run: Any = None
         self._news: Any = None
@@ -72,7 +111,11 @@ class Slot:
 
     @property
     def up(self) -> bool:
-        return self.node is not None
+        return self._place is not None
+
+    @property
+    def node(self) -> str | None:
+        return self._place.node if self._place else None
 
     @property
     def pending(self) -> list[Any]:
@@ -85,15 +128,18 @@ class Slot:
         return time.monotonic() - self._began if self.attempt else 0.0
 
     def start(self, attempt: Attempt) -> None:
-        self.attempt, self._began = attempt, time.monotonic()
-        self._run, self._news = self.handle.run.remote(as_message(attempt)), self.handle.news.remote()
+        """Raises InputError where an attempt's dataset is gone, before it is sent to another host."""
+        if self._place is None or self._place.sees:
+            self._run = self.handle.run.remote(as_message(attempt))
+        else:
+            self._run = self.handle.run_elsewhere.remote(self._sender.parcel(attempt, self._place.node))
+        self.attempt, self._began, self._news = attempt, time.monotonic(), self.handle.news.remote()
 
     def rises(self) -> bool:
         """Whether it has just come up. Raises RayError when it never will."""
         if self.up or not _done(self._where):
             return False
-        pid, self.node, host = ray.get(self._where)
-        self._pid = pid if host == this_host() else None
+        self._place = ray.get(self._where)
         self._where = None
         return True
 
@@ -106,6 +152,8 @@ class Slot:
                 ray.get(self._run)  # raises if it ended without a last message
             return []
         messages = ray.get(self._news)
+        for message in messages:
+            self._bring(self.attempt, message)
         events = [event for message in messages if (event := _as_event(self.attempt, message))]
         if messages[-1]["event"] in {"result", "failed"}:
             self.attempt = self._run = self._news = None
@@ -113,11 +161,20 @@ class Slot:
             self._news = self.handle.news.remote()
         return events
 
+    def _bring(self, attempt: Attempt, message: Mapping[str, Any]) -> None:
+        """What comes with a message from a host that does not see this one's files."""
+        if attempt.log and message.get("printed"):
+            Path(attempt.log).parent.mkdir(parents=True, exist_ok=True)
+            with Path(attempt.log).open("a", encoding="utf-8") as log:
+                log.write(message["printed"])
+        if self._place and message.get("files"):
+            self._sender.deliver(attempt, self._place.node, message["files"])
+
     def signal(self, number: int) -> None:
         """Send a signal to an actor of this host."""
-        if self._pid is not None:
+        if self._place and self._place.host == this_host():
             with contextlib.suppress(ProcessLookupError):  # it has just died: the next poll reports that
-                os.kill(self._pid, number)
+                os.kill(self._place.pid, number)
 
     def kill(self, headless: bool = False) -> None:
         """End it; `headless` where the cluster has nobody left who would."""

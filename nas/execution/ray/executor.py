@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ray.exceptions import RayError
 from nas.errors import UnreachableError
 from nas.execution.executor import Attempt, Event, Lost
 from nas.execution.local import MAX_STILLBORN, LocalExecutor
+from nas.execution.mirror import Sender
 from nas.execution.process import last_lines
 from nas.execution.ray.actor import Slot
 from nas.execution.ray.cluster import Cluster, Needs, described, fit
@@ -62,8 +64,14 @@ class RayExecutor:
         self._stillborn = 0
         self._lane = LocalExecutor((), lane_environment, logs, on_quiet=self._set_quiet)
         self._cluster = Cluster(address, max(1, math.ceil((workers or 1) * cores)))
+        self._sender = Sender(ray.put)
+        # who can read it sees all files of this host
+        self._token = (logs / f".seen-{uuid.uuid4().hex}").absolute() if self._cluster.shared else None
         self._up = time.monotonic()
         try:
+            if self._token:
+                logs.mkdir(parents=True, exist_ok=True)
+                self._token.touch()
             while not self.free:
                 self.poll(POLL_SECONDS)
         except BaseException:
@@ -118,6 +126,8 @@ class RayExecutor:
         for slot in self._slots:
             slot.kill(headless=not self._cluster.answers)
         self._slots = []
+        if self._token:
+            self._token.unlink(missing_ok=True)
         self._cluster.leave()
 
     def _look(self) -> None:
@@ -130,7 +140,7 @@ class RayExecutor:
         place = fit(self._cluster.nodes, self._needs)
         wanted = min(self._most, place)
         while len(self._slots) < wanted < math.inf:
-            self._slots.append(Slot(self._needs, self._environment))
+            self._slots.append(Slot(self._needs, self._environment, self._token, self._sender))
         for slot in [slot for slot in self._slots if not slot.up]:
             if len(self._slots) > wanted:
                 slot.kill()
