@@ -116,7 +116,7 @@ ARROWS = {
     "teaching": {"seeding", "jobs", "execution", "imitation", "runs", "search", "pricing", "dataset", "cache"},
     "pricing": {"execution", "latency"},
     "outcome": {"sensitivity", "export", "review", "runs", "search"},
-    "execution": {"blocks", "training", "imitation", "latency", "yolo", "dataset"},
+    "execution": {"blocks", "training", "imitation", "latency", "yolo", "dataset", "cache"},
     "runs": {"search"},
     "review": {"search"},
     "export": {"review", "yolo"},

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import InputError, UnreachableError
-from nas.execution.ray.address import AUTO, CLIENT, START, Door, asked_of_environment, door_of, require
+from nas.execution.ray.address import AUTO, CLIENT, Door, asked_of_environment, door_of, require
 from nas.execution.security import CURE, exposed
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -219,5 +219,9 @@ def _explained(address: str | None) -> Iterator[None]:
         yield
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         what = "Ray cannot be started" if address is None else f"no Ray cluster can be reached at {address}"
-        cure = "use --executor local" if address is None else f"check the address; {START}"
+        cure = (
+            "use --executor local"
+            if address is None
+            else "see `ray status` there; if its head asks for a token: RAY_AUTH_MODE=token"
+        )
         raise UnreachableError(f"{what}: {str(error).strip().splitlines()[0]}", cure) from error
