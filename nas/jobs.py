@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from nas.cache import cache_root
@@ -71,7 +71,7 @@ class ProxyJobs:
             state=str(self._folders.state(step.number, step.repeat)),
             keep=str(weights) if kept else None,
         )
-        return TRAIN, asdict(job)
+        return TRAIN, dict(vars(job))  # as asdict, but that copies the whole model, leaf by leaf
 
 
 def training_job(config: RunConfig, dataset: Dataset, blocks: Sequence[str]) -> TrainJob:

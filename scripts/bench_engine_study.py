@@ -6,7 +6,6 @@ import heapq
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ class TrivialJobs:
         return None
 
     def job(self, _step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        return TRAIN, asdict(TrainJob(model, "", "", "", 640, [5], 8, 0.004, 0.2, 0, "cpu", 1))
+        return TRAIN, dict(vars(TrainJob(model, "", "", "", 640, [5], 8, 0.004, 0.2, 0, "cpu", 1)))
 
 
 class EveryPrice:

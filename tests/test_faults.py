@@ -19,6 +19,7 @@ import pytest
 from nas.dataset.builtin import builtin_dataset
 from nas.dataset.description import read_dataset
 
+pytestmark = pytest.mark.slow
 CLI = [sys.executable, "-c", "from nas.cli import main; main()"]
 SPACE = """\
 skeleton: yolo11n.yaml
@@ -129,7 +130,6 @@ def test_changed_data_are_refused_with_the_difference(home: Home) -> None:
     assert f"1 image of train gone: train/{images[3].name}" in said
 
 
-@pytest.mark.slow
 def test_another_machine_is_refused_and_other_versions_are_said(home: Home) -> None:
     path = home.run / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -142,7 +142,6 @@ def test_another_machine_is_refused_and_other_versions_are_said(home: Home) -> N
     assert "began with torch 1.0, now " in (home.run / "search.log").read_text()
 
 
-@pytest.mark.slow
 def test_status_and_a_second_search_while_one_runs_and_after_kill_9(home: Home) -> None:
     assert "stopped: budget spent" in home.nas("status")
     searching = home.start("search", "--resume", "search", "--add-budget", "50trials")
@@ -167,7 +166,6 @@ def test_status_and_a_second_search_while_one_runs_and_after_kill_9(home: Home) 
     assert not list(Path("/proc").glob(f"{searching.pid}/stat"))
 
 
-@pytest.mark.slow
 def test_a_store_that_another_process_locks_is_waited_for(home: Home) -> None:
     """SQLite's own lock, held for some seconds by somebody who looks into the file with a tool of theirs."""
     searching = home.start("search", "--resume", "search", "--add-budget", "2trials")
@@ -194,7 +192,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.slow
 def test_a_full_disk_stops_the_search_and_loses_nothing(home: Home, small_disk: Path) -> None:
     shutil.copytree(home.run, small_disk / "search", ignore=shutil.ignore_patterns("trials", "*.pt", "*.html", "*.png"))
     shutil.rmtree(home.run)
@@ -233,7 +230,6 @@ def test_a_full_disk_stops_the_search_and_loses_nothing(home: Home, small_disk: 
     assert f"{max(done, 2) + 2} done" in said
 
 
-@pytest.mark.slow
 def test_a_clock_that_jumps(home: Home, tmp_path: Path) -> None:
     """The clock on the wall goes back a day and forth two, all the time: nothing is decided by it."""
     site = tmp_path / "site"

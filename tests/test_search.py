@@ -165,6 +165,7 @@ def test_the_winner_trains_reloads_and_exports_in_ultralytics(run: Path, home: P
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_without_data_the_built_in_set_is_searched_and_resumed(tmp_path: Path) -> None:
     words = ["--space", "demo", "--imgsz", "32", "--epochs", "1", "--budget", "1trials", "--quiet", "--allow-noisy"]
     done = subprocess.run([*CLI, "search", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -84,6 +84,8 @@ LEGEND = (
     "≈: its mAP cannot be told apart from that of this faster trial."
 )
 _ONLY_ON_PAPER = {"mAP50", "spread", "GMACs", "size", "memory"}  # a terminal of 100 columns has no room for them
+# What a spreadsheet takes for the start of a formula, and the blanks that it leaves out before one.
+_FORMULA, _BLANKS = frozenset("=+-@"), frozenset("\t\r\n")
 
 
 class Line(NamedTuple):
@@ -282,4 +284,4 @@ def _field(value: object) -> str:
     if not isinstance(value, str):
         return repr(value)
     # A spreadsheet takes the first character after any blanks for the start of a formula.
-    return f"'{value}" if value.lstrip()[:1] in {*"=+-@"} or value[:1] in {*"\t\r\n"} else value
+    return f"'{value}" if value.lstrip()[:1] in _FORMULA or value[:1] in _BLANKS else value

@@ -246,12 +246,14 @@ class _Parts:
     @classmethod
     def of(cls, form: Form, inputs: Inputs) -> _Parts:
         n, effects, groups = len(inputs), form.split, form.prior.shape[1] - form.split - 2
-        grams = [inputs.effects[:, form.effects == g] for g in range(effects)]
-        points = [inputs.points[:, form.points == g] for g in range(groups)]
-        return cls(
-            np.array([x @ x.T for x in grams]).reshape(effects, n * n),
-            np.array([_squares(x, x) for x in points]).reshape(groups, n * n),
-        )
+        grams, squares = np.empty((effects, n, n)), np.empty((groups, n, n))  # filled in place: 100 MB of 200 results
+        for g in range(effects):
+            x = inputs.effects[:, form.effects == g]
+            np.matmul(x, x.T, out=grams[g])
+        for g in range(groups):
+            x = inputs.points[:, form.points == g]
+            squares[g] = _squares(x, x)
+        return cls(grams.reshape(effects, n * n), squares.reshape(groups, n * n))
 
 
 def negative_log_posterior(

@@ -173,7 +173,15 @@ class SearchSpace:
 
     def describe(self, architecture: Architecture) -> dict[str, str]:
         """Changed slot -> text for people."""
-        return architecture.describe(self.skeleton)
+        for p in architecture.placements:
+            if p not in self._texts:
+                self._texts[p] = p.text(self.skeleton.slot(p.slot))
+        return {p.slot: self._texts[p] for p in architecture.placements}
+
+    @cached_property
+    def _texts(self) -> dict[Placement, str]:
+        """Of placements that were described before: a search writes its table again and again."""
+        return {}
 
     def params(self, architecture: Architecture) -> Params | None:
         """Parameters whose `draw` gives this architecture; None for a non-member (as the skeleton may be)."""

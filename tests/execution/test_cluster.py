@@ -79,6 +79,7 @@ def test_nodes_die_and_come(three: Nodes, tmp_path: Path, ticker: Tickers, capfd
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_no_more_than_asked_for_and_gpus_in_shares_but_none_is_not_waited_for(three: Nodes, tmp_path: Path) -> None:
     with opened(three, tmp_path, workers=1) as executor:
         assert executor.poll(3) == [] and executor.free == 1
@@ -120,6 +121,7 @@ def test_a_dead_head_is_said_and_another_cluster_goes_on(tmp_path: Path, ticker:
 
 
 @pytest.mark.skipif(not can_hide(), reason="may not hide files from a process")
+@pytest.mark.slow
 def test_a_host_without_our_files_gets_them_and_brings_back_what_it_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +165,7 @@ def test_addresses() -> None:
             door_of(wrong)
 
 
+@pytest.mark.slow
 def test_a_cluster_without_a_token_is_refused(three: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE")
     with pytest.raises(InputError, match="open to other hosts: no token authentication") as raised, opened(three, tmp_path):

@@ -64,7 +64,15 @@ class Masked(nn.Module):
 
 @pytest.mark.parametrize(
     "name",
-    ["yolo11n.yaml", "yolov8n.yaml", "yolov5n.yaml", "yolov8n-seg.yaml", "yolo26n-seg.yaml", "yolov9c.yaml", "yolov10s.yaml"],
+    [
+        "yolo11n.yaml",
+        "yolov8n.yaml",
+        "yolov5n.yaml",
+        "yolov8n-seg.yaml",
+        "yolo26n-seg.yaml",
+        pytest.param("yolov9c.yaml", marks=pytest.mark.slow),
+        "yolov10s.yaml",
+    ],
 )
 @pytest.mark.parametrize("width", [0.5, 1.5])
 def test_slicing_equals_masking(name: str, width: float) -> None:

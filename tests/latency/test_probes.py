@@ -96,6 +96,7 @@ def test_a_second_call_completes_the_folder_and_spares_another(folder, space, tm
         probes("--out", tmp_path / "letter.txt", "--space", space, "--count", 9)
 
 
+@pytest.mark.slow
 def test_the_program_runs_without_us_and_goes_on_where_it_was(folder, space):
     done = run(folder, "--out", "jetson.csv", "--allow-noisy")
     assert done.returncode == 0, done.stderr

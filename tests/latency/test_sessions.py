@@ -100,7 +100,7 @@ def test_a_session_computes_what_the_model_does(model: nn.Module, kind: str, bat
         assert seen[-1].shape == expected.shape == (batch, 7, size[0] * size[1] * 21 // 1024)
         for part in (slice(4), slice(4, None)):  # boxes in pixels, probabilities
             assert close(seen[-1][:, part], expected[:, part], kind)
-    assert not np.array_equal(*seen) or Target(kind).precision == "bf16"  # too coarse to tell two noises apart
+    assert not np.array_equal(*seen) or Target(kind).precision in {"bf16", "fp16"}  # too coarse to tell two noises apart
     np.testing.assert_array_equal(session.infer(images[0])[0], seen[0])
 
 

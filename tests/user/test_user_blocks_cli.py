@@ -142,6 +142,7 @@ def test_a_run_is_read_without_running_its_code(home: Home, run: Path) -> None:
     assert home.ran == []
 
 
+@pytest.mark.slow
 def test_going_on_needs_the_file_named_again(home: Home, run: Path) -> None:
     home.trace.unlink(missing_ok=True)
     again = "nas search --resume results/search --blocks results/search/blocks/my_blocks.py"
