@@ -90,6 +90,12 @@ def run(home: Home) -> Path:
     return home.folder / "results" / "search"
 
 
+@pytest.fixture(scope="module")
+def placed(home: Home, run: Path) -> Path:
+    """The model with the block; whether it is the winner, a few microseconds decide."""
+    return home.folder / home.nas("export", run.name, "--pick", "1").splitlines()[0]
+
+
 def test_the_exam_from_the_command_line(home: Home) -> None:
     told = home.nas("space", "check", "space.yaml", "--blocks", "my_blocks.py")
     assert "space.yaml: fine; 8 architectures of yolo11n" in told
@@ -163,9 +169,9 @@ def test_going_on_needs_the_file_named_again(home: Home, run: Path) -> None:
     assert len((run / "trials.csv").read_text().splitlines()) == 4
 
 
-def test_a_checkpoint_reloads_or_says_which_file_to_bring(home: Home, run: Path) -> None:
+def test_a_checkpoint_reloads_or_says_which_file_to_bring(home: Home, placed: Path) -> None:
     load = "import nas; nas.load_blocks('my_blocks.py'); import nas.yolo; from ultralytics import YOLO; "
-    done = home.python(f"{load} YOLO({str(run / 'winner.yaml')!r}).save('winner.pt')")
+    done = home.python(f"{load} YOLO({str(placed)!r}).save('winner.pt')")
     assert done.returncode == 0, done.stderr
     home.trace.unlink()
     # Ultralytics answers a ModuleNotFoundError by pip: nothing of that kind may happen, even where it is allowed to.
@@ -180,14 +186,14 @@ def test_a_checkpoint_reloads_or_says_which_file_to_bring(home: Home, run: Path)
     assert home.ran == ["my_blocks.py"]
     told = home.nas("yolo", "export", "model=winner.pt", "format=torchscript", "imgsz=64", code=2)
     assert "this model needs the user block file my_blocks.py" in told
-    assert "unknown module 'MyBlock'" in home.nas("yolo", "export", f"model={run / 'winner.yaml'}", code=2)
+    assert "unknown module 'MyBlock'" in home.nas("yolo", "export", f"model={placed}", code=2)
 
 
 @pytest.mark.slow
-def test_the_winner_trains_validates_and_exports_in_ultralytics(home: Home, run: Path) -> None:
+def test_the_winner_trains_validates_and_exports_in_ultralytics(home: Home, placed: Path) -> None:
     own = ["yolo", "--blocks", "my_blocks.py"]
     train = ["data=small.yaml", "epochs=1", "imgsz=64", "batch=8", "workers=0", "plots=False", "name=winner"]
-    home.nas(*own, "train", f"model={run / 'winner.yaml'}", *train, f"project={home.folder / 'runs'}")
+    home.nas(*own, "train", f"model={placed}", *train, f"project={home.folder / 'runs'}")
     best = home.folder / "runs" / "winner" / "weights" / "best.pt"
     home.nas(*own, "val", f"model={best}", "data=small.yaml", "imgsz=64", "workers=0", "plots=False")
     home.nas(*own, "export", f"model={best}", "format=onnx", "imgsz=64", "simplify=False")
