@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,9 @@ from nas.config import Budget, RunConfig, parse_latency, parse_limits
 from nas.dataset.builtin import BUILT_IN, builtin_dataset
 from nas.dataset.description import Dataset, read_dataset
 from nas.devices import image_size
-from nas.errors import InputError, StartError, UnreachableError
+from nas.errors import InputError, NasError, StartError, UnreachableError
 from nas.hardware import cuda_devices, default_workers
+from nas.hosts import offer_of, place, placed_again
 from nas.latency.calibrate import calibration_set
 from nas.latency.probes import Probes, minutes, seconds_per_probe, write_probes
 from nas.latency.table import MIN_ROWS, read_table
@@ -30,12 +31,13 @@ from nas.origin import other_machine, other_versions
 from nas.prior import Prior, read_prior
 from nas.reprice import Repriced
 from nas.reprice import reprice as repriced
+from nas.resumable import refuse_changes
 from nas.review.progress import Progress, Quiet
 from nas.run import Run, writing
 from nas.runs import folder as folders
-from nas.runs.inputs import data_changes, described, read_inputs, space_changes, write_inputs
+from nas.runs.inputs import described, write_inputs
 from nas.runs.place import place_of
-from nas.runs.store import Store
+from nas.runs.store import STORE_ERRORS, Store
 from nas.session import run_session
 from nas.space.reader import find_space, read_space
 from nas.space.search_space import SearchSpace
@@ -43,7 +45,7 @@ from nas.space.skeleton import Skeleton
 from nas.storage import parse_storage
 
 if TYPE_CHECKING:
-    from nas.execution.ray.cluster import Offer
+    pass
 
 
 def load(run: str | Path | None = None) -> Run:
@@ -160,7 +162,8 @@ def _study_removed_on_failure(folder: Path, failure: type[Exception]) -> Iterato
     try:
         yield
     except failure:
-        with contextlib.suppress(Exception):  # the failure says more
+        # it may be a failure of the server that holds the study; the failure under way says more
+        with contextlib.suppress(NasError, OSError, *STORE_ERRORS):
             place_of(folder).remove()
         raise
 
@@ -204,7 +207,7 @@ def resume(
     """
     folder = folders.find_folder(str(run))
     config, command = folders.read_config(folder)
-    config = _placed_again(replace(config, **changes), changes)
+    config = placed_again(replace(config, **changes), changes)
     if add_budget is not None:
         config = replace(config, budget=Budget.parse(config.budget).plus(Budget.parse(add_budget)).text)
     if storage is not None:
@@ -216,7 +219,7 @@ def resume(
     _load_again(folder, _paths(blocks))
     manifest, own = folders.read_manifest(folder), read_space(folder / "space.yaml")
     dataset = _dataset(config.data, own.skeleton)
-    _refuse_changes(folder, config, own, dataset)
+    refuse_changes(folder, config, own, dataset)
     if config.weights is not None and _digest(_checkpoint(config.weights)) != manifest.get("weights_digest"):
         raise InputError(f"{config.weights}: has changed since {folder} began", "restore the file, or start a new run")
     if other := other_machine(manifest, measured_on):
@@ -226,32 +229,6 @@ def resume(
         [f"{folder} began with {'; '.join(other)}: results may differ a little"] if (other := other_versions(manifest)) else []
     )
     return run_session(folder, config, dataset, progress or Quiet(), command, notes)
-
-
-def _refuse_changes(folder: Path, config: RunConfig, own: SearchSpace, dataset: Dataset) -> None:
-    """Raises InputError, with the difference, where the space or the data are not those that a run began with.
-
-    The space is the run's own copy; where the user's file is still there and says something else, what is wanted is unclear.
-    """
-    kept = read_inputs(folder)
-    if kept is not None:
-        files = [folder / "space.yaml"]
-        if Path(
-            config.space
-        ).is_file():  # it may be gone, and one that came with nas may be another by now: the run has its own
-            files.append(Path(config.space))
-        for file in files:
-            found = own if file.parent == folder else read_space(file)
-            if changes := space_changes(kept[0], described(found)):
-                what = f"{file}: the space has changed since {folder} began:" + "".join(f"\n  {line}" for line in changes)
-                raise InputError(what, "restore it, or start a new run, which can learn from this one: --from")
-    manifest = folders.read_manifest(folder)
-    if dataset.digest != manifest["data_digest"]:
-        changes = [] if kept is None else data_changes(kept[1], dataset.files)
-        if list(dataset.names) != manifest["classes"]:
-            changes.append(f"classes: {', '.join(dataset.names)}, were {', '.join(manifest['classes'])}")
-        what = f"{dataset.yaml}: has changed since {folder} began" + "".join(f"\n  {line}" for line in changes)
-        raise InputError(what, "restore the data, or start a new run")
 
 
 def probes(
@@ -376,8 +353,8 @@ def _check(
             f"--gpus-per-trial {gpus_per_trial:g}",
             "give a share above 0 and up to 1, for example 0.25: a training uses one GPU",
         )
-    executor, address = _place(executor, address)
-    cluster = _offer(address) if address else None
+    executor, address = place(executor, address)
+    cluster = offer_of(address) if address else None
     gpus = 0 if device == "cpu" else cluster.gpus if cluster else cuda_devices()
     if device == "cuda" and gpus == 0:
         raise UnreachableError(f"--device cuda: no CUDA device found{f' at {address}' * bool(address)}", "use --device cpu")
@@ -424,41 +401,6 @@ def _check(
     _admit(own, asked)
     digest = None if checkpoint is None else _digest(checkpoint)
     return _Asked(config, path, asked, files, list(own), dataset, digest, notes, earlier)
-
-
-def _place(executor: str, address: str | None) -> tuple[str, str | None]:
-    """The executor and the address of the cluster, where there is one. Raises InputError for what is no address."""
-    from nas.execution.ray.address import asked_of_environment, door_of  # noqa: PLC0415
-
-    if address is None and executor == "ray":
-        address = asked_of_environment()
-    if address is not None:
-        door_of(address)
-    return "ray" if address is not None else executor, address
-
-
-def _offer(address: str) -> Offer:
-    """What a cluster has. Raises UnreachableError, within seconds."""
-    from nas.execution.ray.cluster import offer  # noqa: PLC0415  (ray is heavy)
-
-    return offer(address)
-
-
-def _placed_again(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """Where a resumed run trains. Raises InputError and UnreachableError as a new search."""
-    if config.executor == "local" and "address" not in changes:
-        found = default_workers(cuda_devices() if config.device == "cuda" else 0, config.gpus_per_trial)
-        return replace(config, address=None, elastic=False, workers=found if config.elastic else config.workers)
-    executor, address = _place(config.executor, changes.get("address"))
-    address = address or config.address
-    elastic = bool(address) and "workers" not in changes and (config.elastic or config.address is None)
-    config = replace(config, executor=executor, address=address, elastic=elastic)
-    if address is None:
-        return config
-    cluster = _offer(address)
-    if not elastic:
-        return config
-    return replace(config, workers=cluster.workers(1, config.gpus_per_trial * (config.device == "cuda")))
 
 
 def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -20,6 +20,8 @@ ARROWS = {
     "cli": {"api", "doctor", "status", "simulate", "blocks", "finish", "quote", "review", "runs", "yolo"},
     "doctor": {"origin", "execution", "run", "outcome", "latency", "runs", "dataset", "hardware", "cache"},
     "api": {
+        "hosts",
+        "resumable",
         "origin",
         "blocks",
         "execution",
@@ -78,6 +80,8 @@ ARROWS = {
     "prior": {"run", "runs"},
     "status": {"review", "runs"},
     "origin": {"latency"},
+    "hosts": {"execution", "hardware"},
+    "resumable": {"dataset", "runs"},
     "proposals": {"rises", "pricing", "runs", "search"},
     "rises": {"imitation"},
     "simulate": {

@@ -27,7 +27,7 @@ def main(names: list[str]) -> None:
         try:
             importlib.import_module(name)
             say(package=name, version=importlib.metadata.version(name))
-        except BaseException as error:
+        except BaseException as error:  # a package may exit, or panic in Rust: this process is there to say so
             say(package=name, error=_words(error))
     if (torch := sys.modules.get("torch")) is not None:
         say(cuda=_cuda(torch))

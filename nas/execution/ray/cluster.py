@@ -21,6 +21,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray.exceptions import RayError
 
 QUIET: Mapping[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 LOOK_SECONDS = 2.0
@@ -144,7 +145,8 @@ class Cluster:
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
             if self.answers and not self._ended.is_set():
-                with contextlib.suppress(Exception):  # the head ends, or we do: who knocks will tell
+                # the head ends, or we do in the middle of it: who knocks will tell
+                with contextlib.suppress(RayError, RuntimeError, OSError, AttributeError):
                     self.nodes = _living()
                     self._hosts |= {node.id: node.host for node in self.nodes}
 
