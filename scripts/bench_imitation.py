@@ -9,9 +9,10 @@ A teacher is trained, all alternatives of a space learn from it, and architectur
 a: Kendall's tau-b of every cheap score with the final mAP, 90% bootstrap interval over architectures, the partial tau given
    the number of replaced slots, and the CPU seconds that an architecture costs.
 b: mAP and cost of the final beside trainings from scratch, of two seeds, up to as long as the teacher's own.
+c: whole searches at equal budgets under a latency limit (`bench_imitation_searches.py`). Give it the machine alone.
 
 What is finished is kept in a file, so a second call goes on where the first one ended (`--hours` bounds a call), its
-table grows, and a last line says how much is done. The goals of part c (hypervolume of whole searches) need the search.
+table grows, and a last line says how much is done.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any
 
 import numpy as np
 from bench_fidelity import Kept, interval, tau
+from bench_imitation_searches import Searches
 
 VERSION = 1  # of all that is measured here: raise it to do everything anew
 Job = dict[str, Any]
@@ -89,7 +91,7 @@ class Plan:
         return self._train("teacher", self.skeleton, self.options.teacher, 0, None, self._file("teacher"))
 
     def meet(self) -> Job:
-        return self._job("meet", "nas.execution.imitate:meet", self._shared(), [self.teacher()["identity"]])
+        return self.job("meet", "nas.execution.imitate:meet", self._shared(), [self.teacher()["identity"]])
 
     def library(self) -> Path:
         from nas.imitation.library import Library
@@ -106,14 +108,16 @@ class Plan:
         for layer, plain in slots.items():
             payload = {**self._shared(), "alternatives": plain, "library": str(self.library()), "lessons": self.lessons.plain()}
             identity = [str(self.library().name), plain]
-            jobs.append(self._job(f"imitate layer {layer}", "nas.execution.imitate:imitate", payload, identity))
+            told = self.job(f"imitate layer {layer}", "nas.execution.imitate:imitate", payload, identity)
+            jobs.append({**told, "file": str(self.library())})
         return jobs
 
     def assemble(self, architecture: Any, settle: int) -> Job:
         payload = {**self._shared(), "model": self.yaml[architecture.id], "library": str(self.library()), "settle": settle}
         payload |= {"keep": str(self._file(architecture.id))} if not settle else {}
         identity = [str(self.library().name), self.yaml[architecture.id], settle]
-        return self._job(f"assemble {architecture.id} {settle}", "nas.execution.imitate:assemble", payload, identity)
+        told = self.job(f"assemble {architecture.id} {settle}", "nas.execution.imitate:assemble", payload, identity)
+        return {**told, "file": payload.get("keep")}
 
     def final(self, architecture: Any, epochs: int, seed: int) -> Job:
         start = self._file(architecture.id)
@@ -126,7 +130,7 @@ class Plan:
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}-{self.dataset.digest[:12]}-{self.options.imgsz}-{self.options.teacher}.pt"
 
-    def _data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
         from nas.cache import cache_root
         from nas.seeds import derive
 
@@ -136,16 +140,17 @@ class Plan:
         return {**where, **split, "device": self.options.device, "threads": 1, "names": list(self.dataset.names)}
 
     def _shared(self) -> dict[str, Any]:
-        return {**self._data(), "skeleton": self.skeleton, "teacher": str(self._file("teacher"))}
+        return {**self.data(), "skeleton": self.skeleton, "teacher": str(self._file("teacher"))}
 
     def _train(self, name: str, yaml: Any, epochs: int, seed: int, weights: str | None, keep: Path | None) -> Job:
         from nas.execution.work import TrainJob
 
         kept = None if keep is None else str(keep)
-        job = asdict(TrainJob(yaml, rungs=[epochs], batch=8, lr0=0.004, weights=weights, keep=kept, **self._data()))
-        return self._job(f"{name}: {epochs} epochs, seed {seed}", "nas.execution.work:train", job, [yaml, epochs], seed)
+        job = asdict(TrainJob(yaml, rungs=[epochs], batch=8, lr0=0.004, weights=weights, keep=kept, **self.data()))
+        told = self.job(f"{name}: {epochs} epochs, seed {seed}", "nas.execution.work:train", job, [yaml, epochs], seed)
+        return {**told, "file": kept}
 
-    def _job(self, name: str, kind: str, payload: Any, identity: Any, seed: int = 0) -> Job:
+    def job(self, name: str, kind: str, payload: Any, identity: Any, seed: int = 0) -> Job:
         whole = [VERSION, kind, self.dataset.digest, self.options.imgsz, self.options.device, identity, seed]
         return {"name": name, "kind": kind, "payload": payload, "seed": seed, "identity": whole}
 
@@ -185,12 +190,18 @@ def stages(plan: Plan) -> list[list[Job]]:
     return found
 
 
+def left_its_file(job: Job) -> bool:
+    """False where what later jobs read is gone: results travel between machines, weights do not."""
+    return job.get("file") is None or Path(job["file"]).exists()
+
+
 def work_through(found: list[list[Job]], kept: Kept, workers: int, seconds: float) -> None:
     """Do what is not done yet, stage by stage, until the time is over."""
     ends = time.monotonic() + seconds
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for stage in found:
-            todo = [job for job in stage if kept.get(job) is None]
+        for at, stage in enumerate(found):
+            more = any(kept.get(job) is None for later in found[at:] for job in later)
+            todo = [job for job in stage if kept.get(job) is None or (more and not left_its_file(job))]
             running: dict[Future[dict[str, Any]], Job] = {}
             while todo or running:
                 while todo and len(running) < workers and time.monotonic() < ends:
@@ -348,7 +359,7 @@ def main() -> None:
     parser.add_argument("--slots", default="*", help="slots that may hold another block")
     parser.add_argument("--narrow", default="*.P4*", help="slots that may have half their width")
     parser.add_argument("--imgsz", type=int, default=160)
-    parser.add_argument("--parts", default="a,b", help="a: do cheap scores rank; b: what the final networks are worth")
+    parser.add_argument("--parts", default="a,b", help="a: do cheap scores rank; b: what finals are worth; c: searches")
     parser.add_argument("--architectures", type=int, default=16)
     parser.add_argument("--teacher", type=int, default=80, help="epochs of the teacher")
     parser.add_argument("--rounds", type=lambda text: [int(n) for n in text.split(",")], default=[6, 12])
@@ -356,6 +367,8 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=5, help="epochs of the proxy from scratch")
     parser.add_argument("--scratch", type=int, default=30, help="epochs of the training from scratch")
     parser.add_argument("--converged", type=int, default=4, help="architectures that are trained as long as the teacher")
+    parser.add_argument("--budgets", help="GPU-minutes of each search of part c; 8 of the built-in set, 8,16,32 of others")
+    parser.add_argument("--after", type=int, default=20, help="epochs that each member of a search's front is trained for")
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu")
@@ -365,24 +378,34 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.architectures, options.teacher, options.rounds, options.imgsz = 5, 6, [1], 64
-        options.final, options.short, options.scratch, options.converged = 1, 1, 2, 1
+        options.final, options.short, options.scratch, options.converged, options.after = 1, 1, 2, 1, 1
+        options.budgets = options.budgets or "2"
     options.parts = options.parts.split(",")
+    options.budgets = [float(text) for text in (options.budgets or ("8" if options.data is None else "8,16,32")).split(",")]
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "False", "YOLO_VERBOSE": "False"}
 
     from nas.cache import cache_root
 
     plan, kept = Plan(options), Kept(options.kept or cache_root() / "imitation.jsonl")
-    jobs = stages(plan)
+    ends = time.monotonic() + 3600 * options.hours
+    jobs = stages(plan) if set(options.parts) & {"a", "b"} else []
     work_through(jobs, kept, options.workers, 3600 * options.hours)
-    figures = cost_of(plan, kept)
+    figures = cost_of(plan, kept) if jobs else {}
+    searches = Searches(plan, kept) if "c" in options.parts else None
+    if searches is not None:
+        searches.work(work_through, lambda: ends - time.monotonic())
     if "a" in options.parts:
         figures |= table_a(plan, kept)
     if "b" in options.parts:
         figures |= table_b(plan, kept)
+    if searches is not None:
+        figures |= searches.table()
     print({name: value for name, value in figures.items() if isinstance(value, int | float)})
     left = sum(kept.get(job) is None for stage in jobs for job in stage)
     print(f"{sum(map(len, jobs)) - left} of {sum(map(len, jobs))} jobs are done")
+    if searches is not None:
+        print(f"part c: {searches.left} jobs are left, a search's trainings counted once it is done")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2, default=float) + "\n", encoding="utf-8")
 

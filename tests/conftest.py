@@ -10,3 +10,6 @@ for _name in ("YOLO_CONFIG_DIR", "NAS_CACHE", "MPLCONFIGDIR"):
     _folder.mkdir()
     os.environ[_name] = str(_folder)
 os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "False", "YOLO_VERBOSE": "False"}
+# Test processes that run side by side share the cores; the workers that they start inherit it.
+if _beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) - 1:
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // (_beside + 1)))

@@ -66,12 +66,11 @@ class Masked(nn.Module):
     "name",
     [
         "yolo11n.yaml",
-        "yolov8n.yaml",
-        "yolov5n.yaml",
         "yolov8n-seg.yaml",
-        "yolo26n-seg.yaml",
-        pytest.param("yolov9c.yaml", marks=pytest.mark.slow),
-        "yolov10s.yaml",
+        *(
+            pytest.param(f"{name}.yaml", marks=pytest.mark.slow)
+            for name in ("yolov8n", "yolov5n", "yolo26n-seg", "yolov9c", "yolov10s")
+        ),
     ],
 )
 @pytest.mark.parametrize("width", [0.5, 1.5])
