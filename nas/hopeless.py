@@ -1,4 +1,4 @@
-"""When going on would only waste the budget: trial after trial fails alike, or nothing is learned at all."""
+"""When going on would only waste the budget: trial after trial fails alike, or nothing tells architectures apart."""
 
 from __future__ import annotations
 
@@ -25,9 +25,16 @@ def all_fail_alike(store: Store, reason: str, folder: Path) -> StoppedError | No
     return StoppedError(f"{SAME_FAILURES} trials in a row failed alike: {reason}", hint)
 
 
-def nothing_is_learned(store: Store) -> StoppedError | None:
-    """Why to stop when the eighth trial has passed the lowest rung, if all of them have mAP 0."""
-    if store.tally.ranked != SAME_FAILURES or any(entry.results and entry.map for entry in store.entries):
+def nothing_is_told_apart(store: Store) -> StoppedError | None:
+    """Why to stop when the eighth trial has passed the lowest rung, if all of them have mAP 0, or any other that is equal to
+    the last digit: architectures that differ do not score so unless something is wrong."""
+    if store.tally.ranked != SAME_FAILURES:
         return None
-    hint = "train longer or larger: raise --epochs or --imgsz; check that the labels belong to the images"
-    return StoppedError(f"the first {SAME_FAILURES} trials all have mAP 0: nothing can be ranked", hint)
+    scores = {float(entry.results[0]["map"]) for entry in store.entries if entry.results}
+    if len(scores) != 1:
+        return None
+    if scores == {0.0}:
+        hint = "train longer or larger: raise --epochs or --imgsz; check that the labels belong to the images"
+    else:
+        hint = "check that --set lr0 is not so small that nothing changes, and that images and labels of the data differ"
+    return StoppedError(f"the first {SAME_FAILURES} trials all have mAP {scores.pop():g}: nothing can be ranked", hint)

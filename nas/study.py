@@ -22,7 +22,7 @@ from nas.climb import Climb
 from nas.config import RunConfig
 from nas.errors import NasError, StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
-from nas.hopeless import all_fail_alike, nothing_is_learned
+from nas.hopeless import all_fail_alike, nothing_is_told_apart
 from nas.jobs import Jobs, Step
 from nas.post_mortem import disk_full, post_mortem, sound
 from nas.pricing import POLL_SECONDS, Priced, Prices, Unpriced
@@ -500,7 +500,7 @@ class Study:
             word = "done" if top else f"paused at rung {step.rung}"
             log.info("trial %d %s: %s %.4f in %.1f s", number, word, what, data["map"], event.seconds)
             if not step.rung:
-                self._hopeless = self._hopeless or nothing_is_learned(self._store)
+                self._hopeless = self._hopeless or nothing_is_told_apart(self._store)
         self._compare(self._store[number])
 
     def _save_clock(self) -> None:

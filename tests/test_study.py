@@ -558,11 +558,12 @@ def test_a_crash_at_any_call_loses_and_doubles_nothing(make_lab):
         assert {e.state for e in lab.store.entries} <= {"done", "rejected"}
 
 
-def test_eight_trials_without_any_detection_stop_the_search(make_lab):
+@pytest.mark.parametrize(("score", "advice"), [(0.0, "--epochs"), (0.3125, "lr0")])
+def test_eight_trials_that_all_score_alike_stop_the_search(make_lab, score, advice):
     lab = make_lab(SPACE)
-    with pytest.raises(StoppedError, match="first 8 trials all have mAP 0") as error:
-        lab.run(lab.executor(judge=lambda payload: 0.0))
-    assert "--epochs" in error.value.hint
+    with pytest.raises(StoppedError, match=f"first 8 trials all have mAP {score:g}: ") as error:
+        lab.run(lab.executor(judge=lambda payload: score))
+    assert advice in error.value.hint
     assert len(lab.names("done")) == 8
 
 
