@@ -75,17 +75,17 @@ class Climb:
         return Step(chosen.number, self._rungs - 1, len(chosen.repeats) + 1)
 
     def seconds(self, step: Step) -> float:
-        """What a step is expected to cost: the median of its like, or what the rungs below say."""
+        """Device seconds that a step is expected to cost: the median of its like, or what the rungs below say."""
         typical = self._store.tally.typical_seconds
         if step.repeat:
             return sum(self._typical(rung) for rung in range(self._rungs))
         return typical(step.rung) or self._typical(step.rung)
 
-    def reserve(self, front: Sequence[Entry], budget: float, workers: int) -> float:
-        """Seconds to keep for confirming the front as it is, at most a quarter of the budget."""
+    def reserve(self, front: Sequence[Entry], budget: float, devices: float) -> float:
+        """Seconds to keep for confirming the front as it is on so many devices at once, at most a quarter of the budget."""
         missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in front)
         each = self.seconds(Step(0, self._rungs - 1, 1))
-        return min(RESERVE_SHARE * budget, missing * each / workers)
+        return min(RESERVE_SHARE * budget, missing * each / devices)
 
     def _typical(self, rung: int) -> float:
         known = self._store.tally.typical_seconds(rung)

@@ -17,6 +17,7 @@ BudgetKind = Literal["device", "wall", "trials"]
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BUDGET_HINT = "write a number with a unit: 64gpu-h, 30gpu-min (device time), 2h, 30min (wall clock) or 20trials"
 RUNG_FACTOR = 3
+MOST_GPUS = 64
 _QUANTITY = re.compile(r"\s*([+-]?\d*\.?\d+(?:[eE][+-]?\d+)?)\s*([A-Za-zµμ-]*)\s*")
 
 
@@ -44,7 +45,7 @@ def _scaled(amount: float, scale: float, what: str, text: str) -> float:
 class Budget:
     """How much a search may use.
 
-    `kind` is `device` (seconds of GPUs, summed over all attempts; without a GPU a worker's CPU cores count as one device),
+    `kind` is `device` (GPUs times seconds, summed over all attempts; without a GPU a worker's CPU cores count as one device),
     `wall` (seconds since the first attempt) or `trials` (finished trials of the lowest rung).
     """
 
@@ -167,7 +168,7 @@ class RunConfig:
         address: of the Ray cluster that runs them (see `nas.execution.ray.address`); None for one of our own.
         workers: trials trained at the same time; where `elastic`, only how many the cluster held in the beginning.
         elastic: whether as many are trained at once as the cluster holds.
-        gpus_per_trial: the share of a GPU that a training takes of a cluster.
+        gpus_per_trial: how many GPUs a training holds: a share of one that others share with it, or a whole number.
         device: `cpu` or `cuda`, what proxies train on.
         seed: of every random draw, together with the trial number.
         prior: run whose trials `front` learns from, or None.
@@ -227,6 +228,17 @@ class RunConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"{name} is {value!r}", f"give a whole number from {low} to {high}")
+        share = self.gpus_per_trial
+        if not 0 < share <= MOST_GPUS or (share > 1 and share != int(share)):
+            near = f"{int(share)} or {int(share) + 1}" if 1 < share <= MOST_GPUS else "1"
+            raise InputError(
+                f"--gpus-per-trial {share:g}", f"give a share of one GPU, for example 0.25, or a whole number: {near}"
+            )
+        if self.batch < self.devices:
+            what = (
+                f"--gpus-per-trial {self.devices}: each GPU takes a share of a batch, and there are {self.batch} images in one"
+            )
+            raise InputError(what, f"--set batch={self.devices}, or --gpus-per-trial {self.batch}")
         if not 1 <= self.rungs <= self.epochs:
             raise InputError(
                 f"rungs is {self.rungs}", f"{self.epochs} epochs allow 1 to {self.epochs}; raise --epochs for more"
@@ -256,6 +268,16 @@ class RunConfig:
         for name, known in (("sampler", SAMPLERS), ("executor", EXECUTORS), ("device", DEVICES)):
             if getattr(self, name) not in known:
                 raise InputError(f"unknown {name} '{getattr(self, name)}'", did_you_mean(getattr(self, name), known))
+
+    @property
+    def held(self) -> float:
+        """GPUs that an attempt of a trial holds, of which its seconds are charged. Without a GPU a worker's cores are one."""
+        return self.gpus_per_trial if self.device == "cuda" else 1.0
+
+    @property
+    def devices(self) -> int:
+        """On how many devices, each with a process of its own, a trial trains."""
+        return max(1, int(self.held))
 
     @property
     def limits(self) -> Limits:

@@ -71,7 +71,7 @@ def run_session(
         if prior:
             keep_prior(store, folder, space, prior)
         blocks = [str(path.absolute()) for path in folders.block_files(folder)]
-        ledger = Ledger(Budget.parse(config.budget), store)
+        ledger = Ledger(Budget.parse(config.budget), store, config.held)
         checkpoint = folders.read_manifest(folder).get("weights_digest")
         target = Target.parse(config.target)
         prices = LatencyCache(cache_root() / "latency", target, checkpoint)

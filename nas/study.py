@@ -144,7 +144,7 @@ class Study:
                 self._folders.settle()
         finally:
             for _, training in self._running:
-                self._store.charge(training.step.number, self._running.seconds(training))
+                self._store.charge(training.step.number, self._ledger.cost(self._running.seconds(training)))
             self._ledger.save()
             if self._pricing.error is not None:
                 self._store.put_fact("latency_error", asdict(self._pricing.error))
@@ -241,8 +241,8 @@ class Study:
 
     def _has_room(self, waiting: int) -> bool:
         """Whether one more trial fits the budget, with what is needed to confirm the front."""
-        workers = self._config.workers if self._ledger.budget.kind == "wall" else 1
-        reserve = self._climb.reserve(self._folders.front, self._ledger.budget.amount, workers)
+        devices = self._ledger.cost(self._config.workers) if self._ledger.budget.kind == "wall" else 1
+        reserve = self._climb.reserve(self._folders.front, self._ledger.budget.amount, devices)
         return self._ledger.fits(self._elapsed, waiting, fresh=self._running.fresh, reserve=reserve)
 
     @property
@@ -442,17 +442,17 @@ class Study:
             if note := event.data.get("note"):
                 log.warning("trial %d: %s", number, note)
             if self._running.is_due(training):
-                self._store.charge(number, event.seconds)
+                self._store.charge(number, self._ledger.cost(event.seconds))
             return
         self._running.end(event.key)
         event = sound(event)
         if isinstance(event, Result) and "fault" in event.data:
-            self._store.charge(number, event.seconds, "stopped: nothing to train on")
+            self._store.charge(number, self._ledger.cost(event.seconds), "stopped: nothing to train on")
             self._hopeless = StartError(event.data["fault"], event.data["cure"])
         elif isinstance(event, Result):
             self._passed(step, event)
         elif disk_full(event):
-            self._store.charge(number, event.seconds, "stopped: disk full")
+            self._store.charge(number, self._ledger.cost(event.seconds), "stopped: disk full")
             what = f"trial {number} found no room on the disk: {event.reason}"
             self._hopeless = StoppedError(what, f"make room, then: nas search --resume {self._folders.folder(0).parents[1]}")
         else:
@@ -461,19 +461,19 @@ class Study:
 
     def _died(self, step: Step, event: Failed | Lost) -> None:
         """An attempt has ended without a result: it is tried again where its worker is to blame, and not for ever."""
-        number, attempt = step.number, len(self._store[step.number].attempts)
+        number, attempt, cost = step.number, len(self._store[step.number].attempts), self._ledger.cost(event.seconds)
         again = isinstance(event, Lost) and self._losses(number) + 1 < MAX_ATTEMPTS
         if again:
-            self._store.charge(number, event.seconds, "lost")
+            self._store.charge(number, cost, "lost")
             if not step.repeat:
                 self._queue.appendleft(step)
             then = "tried again"
         elif step.repeat:
-            self._store.charge(number, event.seconds, "failed")
+            self._store.charge(number, cost, "failed")
             self._climb.give_up(number)
             then = "the trial is not confirmed"
         else:
-            self._store.fail(number, event.seconds, event.reason)
+            self._store.fail(number, cost, event.reason)
             self._hopeless = self._hopeless or all_fail_alike(self._store, event.reason, self._folders.folder(0).parent)
             then = "the trial has failed"
         died = post_mortem(event, attempt, then, final=not again and not step.repeat)
@@ -482,9 +482,9 @@ class Study:
 
     def _passed(self, step: Step, event: Result) -> None:
         """A trial has passed a rung, or was confirmed."""
-        number, data, what = step.number, event.data, self._metric
+        number, data, what, cost = step.number, event.data, self._metric, self._ledger.cost(event.seconds)
         if step.repeat:
-            self._store.confirm(number, event.seconds, data)
+            self._store.confirm(number, cost, data)
             maps = ", ".join(f"{value:.4f}" for value in self._store[number].maps)
             log.info("trial %d confirmed: %s %s", number, what, maps)
             if self._pricing.measures and (self._store[number].price or {}).get("times", 1) < 2:
@@ -493,7 +493,7 @@ class Study:
             if (skipped := data.get("skipped")) and number == 0:
                 log.warning("%d images cannot be read and are left out: %s", len(skipped), ", ".join(skipped))
             top = step.rung == len(self._jobs.shares)
-            self._store.finish(number, event.seconds, data, paused=not top)
+            self._store.finish(number, cost, data, paused=not top)
             if (transferred := data.get("transferred")) and not self._config.imitate:
                 weights = Path(self._config.weights or "").name
                 log.info("trial %d: %d of %d tensors from %s", number, *transferred, weights)
@@ -516,7 +516,8 @@ class Study:
     def _stop_running(self) -> None:
         """The budget is used up: what still runs ends now and stays queued, so that a larger budget can take it up."""
         for key, training in self._running:
-            self._store.charge(training.step.number, self._executor.stop(key), "stopped: budget spent")
+            cost = self._ledger.cost(self._executor.stop(key))
+            self._store.charge(training.step.number, cost, "stopped: budget spent")
             self._running.end(key)
 
     def _architecture(self, number: int) -> Architecture:

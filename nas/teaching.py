@@ -163,7 +163,8 @@ class Teaching:
             told = self._done("teach", [(TRAIN, asdict(job))])
             if told is None:
                 return None
-            epochs = int(max(1, min(TEACHER_EPOCHS, TEACH_SHARE * budget.amount / told[0]["seconds"])))
+            epoch = told[0]["seconds"] if budget.kind == "wall" else self._ledger.cost(told[0]["seconds"])
+            epochs = int(max(1, min(TEACHER_EPOCHS, TEACH_SHARE * budget.amount / epoch)))
         self._store.put_fact("teacher_epochs", epochs)
         share = f", within {TEACH_SHARE:.0%} of the budget" if budget.kind != "trials" else ""
         self._say(f"the teacher, {self._space.skeleton.name}, is trained for {epochs} epochs{share}")
@@ -205,8 +206,8 @@ class Teaching:
         budget = self._ledger.budget
         if budget.kind == "trials":
             return False
-        workers = self._config.workers if budget.kind == "wall" else 1
-        return self._store.seconds("imitate") / workers >= IMITATE_SHARE * budget.amount
+        devices = self._ledger.cost(self._config.workers) if budget.kind == "wall" else 1
+        return self._store.seconds("imitate") / devices >= IMITATE_SHARE * budget.amount
 
     def _done(
         self, phase: str, jobs: Sequence[tuple[str, Mapping[str, Any]]], enough: Callable[[], bool] = lambda: False
@@ -276,7 +277,7 @@ class Teaching:
 
     def _charge(self, phase: str, key: str, seconds: float) -> None:
         """What an attempt has used since the last time."""
-        self._store.add_seconds(**{phase: max(0.0, seconds - self._charged.get(key, 0.0))})
+        self._store.add_seconds(**{phase: self._ledger.cost(max(0.0, seconds - self._charged.get(key, 0.0)))})
         self._charged[key] = seconds
 
 

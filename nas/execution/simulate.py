@@ -87,8 +87,13 @@ class SimulatedExecutor:
     @property
     def busy(self) -> float:
         """The share of the workers' time that they have worked, up to now."""
+        return self.worked / self._offered if self._offered else 0.0
+
+    @property
+    def worked(self) -> float:
+        """Seconds that all workers together have worked, up to now."""
         self._count()
-        return self._busy / self._offered if self._offered else 0.0
+        return self._busy
 
     def start(self, attempt: Attempt) -> None:
         if attempt.kind != SIMULATE or not self.free:

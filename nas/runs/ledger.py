@@ -16,15 +16,25 @@ CLOCKS = ("lane", "teach", "imitate")  # device seconds of no single trial: meas
 class Ledger:
     """Reads what the store has charged; keeps the wall clock of this session and adds it to the store's.
 
-    Device time counts every attempt of every trial, also failed and lost ones, and the measuring lane. Without a GPU a
-    worker's cores are its device. Wall-clock time counts from the first attempt, over all sessions.
+    Device time counts every attempt of every trial, also failed and lost ones, and the measuring lane: GPUs times seconds, a
+    quarter of a GPU for 40 s as 10, two GPUs for 40 s as 80. Without a GPU a worker's cores are its device. Wall-clock time
+    counts from the first attempt, over all sessions.
+
+    Args:
+        held: GPUs that each running attempt of a trial holds.
+        clock: seconds, of which only differences count.
     """
 
-    def __init__(self, budget: Budget, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, budget: Budget, store: Store, held: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.budget = budget
+        self._held = held
         self._store, self._clock = store, clock
         self._written = 0.0
         self._began: float | None = None
+
+    def cost(self, seconds: float) -> float:
+        """Device seconds of an attempt that runs, or ran, so long in this session."""
+        return self._held * seconds
 
     def begin(self) -> None:
         """The first attempt of this session starts."""
@@ -40,7 +50,7 @@ class Ledger:
         """Charged so far; where `running` says what the running attempts have used (seconds each), that counts for them."""
         tally = self._store.tally
         charged = tally.charged + sum(self._store.seconds(clock) for clock in CLOCKS)
-        return charged if running is None else charged + sum(running) - tally.under_way
+        return charged if running is None else charged + self.cost(sum(running)) - tally.under_way
 
     def used(self, running: Sequence[float] | None = None) -> float:
         """In the budget's own unit: seconds, or trials that have passed the lowest rung."""
@@ -59,11 +69,13 @@ class Ledger:
     ) -> bool:
         """Whether one more trial fits beside the running ones (seconds each) and `waiting` that are yet to start.
 
-        A trial is expected to cost the median of those done; before the first is done, one fits if any budget is left.
+        A trial is expected to cost the median of those done, in device seconds; before the first is done, one fits if any
+        budget is left.
 
         Args:
             fresh: how many of the running ones have not passed the lowest rung; all where None.
-            seconds: what it is expected to cost, where it is no new trial; such are not counted in a budget of trials.
+            seconds: device seconds that it is expected to cost, where it is no new trial; such are not counted in a budget
+                of trials.
             reserve: seconds of the budget that are to stay.
         """
         if self.budget.kind == "trials":
@@ -75,26 +87,26 @@ class Ledger:
         typical = self._store.tally.typical_seconds()
         own = typical if seconds is None else seconds
         if self.budget.kind == "wall":
-            return self.wall_seconds + own + reserve <= self.budget.amount
-        ahead = sum(max(0.0, typical - elapsed) for elapsed in running) + typical * waiting + own
+            return self.wall_seconds + own / self._held + reserve <= self.budget.amount
+        ahead = sum(max(0.0, typical - self.cost(elapsed)) for elapsed in running) + typical * waiting + own
         return self.device_seconds(running) + ahead + reserve <= self.budget.amount
 
     def exhausted(self, running: Sequence[float]) -> bool:
         """Whether the budget is used up, so that running attempts must end too."""
         return self.budget.kind != "trials" and self.used(running) >= self.budget.amount - ROUNDING
 
-    def time_left(self, devices: int, running: Sequence[float]) -> float:
+    def time_left(self, attempts: int, running: Sequence[float]) -> float:
         """Seconds until the budget is used up, if nothing but so many running attempts (seconds each so far) use it."""
-        if self.budget.kind == "trials" or not (devices or self.budget.kind == "wall"):
+        if self.budget.kind == "trials" or not (attempts or self.budget.kind == "wall"):
             return math.inf
-        rate = devices if self.budget.kind == "device" else 1
+        rate = self.cost(attempts) if self.budget.kind == "device" else 1
         return (self.budget.amount - self.used(running)) / rate
 
     def ends_in(self, workers: int, running: Sequence[float]) -> float | None:
         """Seconds until the budget is used up, if it goes on as it has gone; None as long as nobody can tell."""
         if self.budget.kind == "trials":
             typical = self._store.tally.typical_seconds()
-            return (self.budget.amount - self.used()) * typical / workers if typical else None
+            return (self.budget.amount - self.used()) * typical / self.cost(workers) if typical else None
         left = self.time_left(len(running), running)
         return None if math.isinf(left) else left
 

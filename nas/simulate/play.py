@@ -45,7 +45,7 @@ class Play:
     ) -> None:
         clock = Clock(store.seconds("wall"))
         self.executor = SimulatedExecutor(clock, config.workers, faults, config.seed)
-        self.ledger = Ledger(Budget.parse(config.budget), store, clock=clock)
+        self.ledger = Ledger(Budget.parse(config.budget), store, config.held, clock)
         self._store = store
         self._study = Study(
             config=config,

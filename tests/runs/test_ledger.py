@@ -18,6 +18,7 @@ ROUNDING = 0.01  # the store keeps milliseconds
 
 _FATES = st.lists(st.tuples(st.floats(0.1, 50), st.sampled_from(["done", "done", "done", "failed", "lost"])), max_size=25)
 _KINDS = st.sampled_from(["gpu-s", "s", "trials"])
+_HELD = st.sampled_from([0.25, 0.3, 1.0, 2.0, 4.0])
 
 
 class Books:
@@ -58,10 +59,10 @@ class Books:
 class Session:
     """A search in miniature: `workers` that take up what was lost and then new trials, as long as the ledger says so."""
 
-    def __init__(self, budget: Budget, books: Books, workers: int) -> None:
+    def __init__(self, budget: Budget, books: Books, workers: int, held: float = 1.0) -> None:
         self.now = 1000.0
-        self.books, self.workers, self.budget = books, workers, budget
-        self.ledger = Ledger(budget, books, clock=lambda: self.now)
+        self.books, self.workers, self.budget, self.held = books, workers, budget, held
+        self.ledger = Ledger(budget, books, held, clock=lambda: self.now)
         self.running: dict[int, tuple[float, float, str]] = {}
         self.used: list[float] = []
         self.charged = 0.0
@@ -88,8 +89,8 @@ class Session:
                 self.now = max(self.now, began + part * seconds)
                 self.note()
             del self.running[number]
-            self.books.end(number, seconds, outcome)
-            self.charged += seconds
+            self.books.end(number, self.ledger.cost(seconds), outcome)
+            self.charged += self.held * seconds
             self.books.add_seconds(lane=0.25)
             self.charged += 0.25
             self.ledger.save()
@@ -100,11 +101,11 @@ class Session:
 
 
 @settings(deadline=None)
-@given(_KINDS, st.integers(1, 5), st.integers(1, 300), st.lists(_FATES, min_size=1, max_size=3))
+@given(_KINDS, st.integers(1, 5), st.integers(1, 300), st.lists(st.tuples(_HELD, _FATES), min_size=1, max_size=3))
 def test_what_is_used_only_grows_and_sessions_add_up(unit, workers, amount, sessions):
     books, charged, wall, seen = Books(), 0.0, 0.0, [0.0]
-    for fates in sessions:
-        session = Session(Budget.parse(f"{amount}{unit}"), books, workers)
+    for held, fates in sessions:  # a resumed search may hold other GPUs
+        session = Session(Budget.parse(f"{amount}{unit}"), books, workers, held)
         session.run(fates)
         charged, wall, seen = charged + session.charged, wall + session.now - 1000.0, seen + session.used
     assert all(after >= before - ROUNDING for before, after in itertools.pairwise(seen))
@@ -116,19 +117,20 @@ def test_what_is_used_only_grows_and_sessions_add_up(unit, workers, amount, sess
 
 
 @settings(deadline=None)
-@given(st.sampled_from(["gpu-s", "s"]), st.integers(1, 6), st.floats(0.5, 20), st.floats(1, 60))
-def test_equal_trials_never_pass_the_budget_nor_leave_room_for_one(unit, workers, seconds, amount):
+@given(st.sampled_from(["gpu-s", "s"]), st.integers(1, 6), _HELD, st.floats(0.5, 20), st.floats(1, 60))
+def test_equal_trials_never_pass_the_budget_nor_leave_room_for_one(unit, workers, held, seconds, amount):
     """Before the first has ended nobody knows what one costs: as many as there are workers may then be one too many."""
     budget = Budget.parse(f"{amount}{unit}")
-    session = Session(budget, Books(), workers)
-    session.run([(seconds, "done")] * 1000)
+    session = Session(budget, Books(), workers, held)
+    session.run([(seconds, "done")] * 2000)
     used = session.ledger.used()
     if budget.kind == "wall":
         assert used <= max(amount, seconds) + ROUNDING
         assert used > amount - seconds - ROUNDING
     else:
-        assert used <= max(amount, workers * seconds) + 0.25 * workers + ROUNDING  # pricing that came while they ran
-        assert used > amount - seconds - ROUNDING
+        cost = held * seconds
+        assert used <= max(amount, workers * cost) + 0.25 * workers + ROUNDING  # pricing that came while they ran
+        assert used > amount - cost - ROUNDING
 
 
 @settings(deadline=None)
@@ -150,6 +152,22 @@ def test_nothing_fits_a_budget_that_is_used_up(unit):
     running = [10.0] if unit == "gpu-s" else []
     assert ledger.exhausted(running)
     assert not ledger.fits(running, 0)
+
+
+def test_gpus_times_seconds():
+    """An attempt of two GPUs for 30 s is 60 GPU-s, when it has ended, while it runs, before it starts and when it must end."""
+    books = Books()
+    ledger = Ledger(Budget.parse("150gpu-s"), books, 2.0)
+    books.start(0)
+    books.end(0, ledger.cost(30.0), "done")
+    assert ledger.used() == 60 and ledger.used([10.0]) == 80
+    assert ledger.fits([0.0], 0, seconds=30) and not ledger.fits([0.0], 0)  # 60 + 60 + 30, and 60 + 60 + 60
+    assert ledger.fits([10.0], 0, seconds=20) and not ledger.fits([10.0, 10.0], 0, seconds=20)
+    assert ledger.time_left(3, [5.0, 5.0, 5.0]) == 10  # 60 are left, of which three use 6 a second
+    assert not ledger.exhausted([22.0, 22.0]) and ledger.exhausted([22.5, 22.5])
+    assert Ledger(Budget.parse("9trials"), books, 2.0).ends_in(4, []) == 60  # eight more of 30 s, four at once
+    wall = Ledger(Budget.parse("35s"), books, 2.0, clock=lambda: 0.0)
+    assert wall.fits([], 0) and not wall.fits([], 0, reserve=6)  # 30 s on the clock
 
 
 def test_what_still_runs_in_the_store_is_charged_to_a_run_that_nobody_holds():

@@ -1,4 +1,7 @@
-"""The budget is never passed, whatever the schedule: searches over tables, with faults, in virtual time."""
+"""The budget is never passed, whatever the schedule: searches over tables, with faults, in virtual time.
+
+What is charged is compared with what the executor saw: GPUs times the seconds that its workers worked.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def space(tmp_path_factory):
 
 @st.composite
 def schedules(draw):
-    """A budget with what is added to it, workers, rungs, seeds of the front, and what goes wrong."""
+    """A budget with what is added to it, workers and the GPUs of each, rungs, seeds of the front, and what goes wrong."""
     kind = draw(st.sampled_from(["gpu-s", "s", "trials"]))
     amount = draw(st.integers(1, 40)) if kind == "trials" else draw(st.integers(50, 8000))
     faults = Faults(
@@ -33,7 +36,8 @@ def schedules(draw):
     )
     rungs = draw(st.integers(1, 3))
     workers, confirm, seed = draw(st.integers(1, 9)), draw(st.integers(0, 2)), draw(st.integers(0, 99))
-    options = {"workers": workers, "rungs": rungs, "confirm": confirm, "seed": seed}
+    held = draw(st.sampled_from([1.0, 0.25, 0.3, 0.5, 2.0, 3.0, 8.0]))
+    options = {"workers": workers, "rungs": rungs, "confirm": confirm, "seed": seed, "gpus_per_trial": held}
     return kind, amount, draw(st.integers(0, 2)), faults, options
 
 
@@ -57,10 +61,10 @@ def obeys_its_budget(space, folder, schedule):
     """What is used is never more than the budget, what is charged is what the attempts took, and no budget is left lying."""
     kind, amount, more, faults, options = schedule
     store = Store(None, create=True)
-    limit = 0
+    limit, held, charged = 0, options["gpus_per_trial"], 0.0
     for session in range(1 + more):  # --add-budget: each session adds as much again
         limit = (session + 1) * amount
-        config = RunConfig("t", "t", f"{limit}{kind}", "lat", sampler="random", epochs=9, **options)
+        config = RunConfig("t", "t", f"{limit}{kind}", "lat", sampler="random", epochs=9, device="cuda", **options)
         play = Play(space, config, store, tau=0.7, faults=faults, folder=folder)
         try:
             ended = play.run()
@@ -70,6 +74,8 @@ def obeys_its_budget(space, folder, schedule):
         attempts = [attempt for entry in store.entries for attempt in entry.attempts]
         assert play.ledger.used() <= limit + 0.001 * (1 + len(attempts))  # seconds are charged to three digits
         assert play.ledger.device_seconds() == pytest.approx(sum(attempt["seconds"] for attempt in attempts), abs=0.01)
+        charged, before = play.ledger.device_seconds(), charged
+        assert charged - before == pytest.approx(held * play.executor.worked, abs=0.001 * (1 + len(attempts)))
         assert not any(attempt["outcome"] == "running" for attempt in attempts)
         assert store.tally.under_way == 0
         assert play.executor.free <= config.workers and store.counts["running"] == 0
