@@ -21,8 +21,8 @@ from nas.dataset.builtin import BUILT_IN, builtin_dataset
 from nas.dataset.description import Dataset, read_dataset
 from nas.devices import image_size
 from nas.errors import InputError, NasError, StartError, UnreachableError
-from nas.hardware import cuda_devices, default_workers
-from nas.hosts import offer_of, place, placed_again
+from nas.hardware import cuda_devices
+from nas.hosts import offer_of, place, placed_again, trials_at_once
 from nas.latency.calibrate import calibration_set
 from nas.latency.probes import Probes, minutes, seconds_per_probe, write_probes
 from nas.latency.table import MIN_ROWS, read_table
@@ -100,7 +100,8 @@ def search(
             `ray://HOST:PORT`. Where None, RAY_ADDRESS counts with `executor="ray"`.
         workers: trials trained at once; by default one per GPU, without a GPU one per core; of a cluster as many as it
             holds, also while its nodes come and go.
-        gpus_per_trial: a share such as 0.25 lets so many trials share a GPU, each in a process of its own.
+        gpus_per_trial: 0.25 lets four trials share a GPU, each in a process of its own; 2 trains each trial on two GPUs, with a
+            process for each. A budget of device time is charged GPUs times seconds.
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
         imitate: blocks learn from a teacher (`weights`, or one that is trained first), and architectures begin assembled.
         prior: a run whose results `front` learns from, of the same skeleton; its limit, device or data may differ.
@@ -198,7 +199,7 @@ def resume(
         storage: where the database of a run that was begun with one is now, or the same again, with its password.
         blocks: the block files that the run began with; its own copies, equal to them, are what runs.
         changes: fields of `RunConfig` that may change: `budget`, the limits (`max_latency_ms`, `max_params`, `max_gmacs`,
-            `max_size_mb`), `workers`, `executor`, `address`, `allow_noisy`.
+            `max_size_mb`), `workers`, `gpus_per_trial`, `executor`, `address`, `allow_noisy`.
 
     Raises:
         InputError: no such run, its dataset or checkpoint has changed, the budget is of another kind, a block file is not
@@ -348,19 +349,12 @@ def _check(
     """Everything that can be wrong with what was asked, before anything is written. Raises NasError."""
     if device not in {"auto", "cpu", "cuda"}:
         raise InputError(f"unknown device '{device}'", "give auto, cpu or cuda")
-    if not 0 < gpus_per_trial <= 1:
-        raise InputError(
-            f"--gpus-per-trial {gpus_per_trial:g}",
-            "give a share above 0 and up to 1, for example 0.25: a training uses one GPU",
-        )
     executor, address = place(executor, address)
     cluster = offer_of(address) if address else None
     gpus = 0 if device == "cpu" else cluster.gpus if cluster else cuda_devices()
     if device == "cuda" and gpus == 0:
         raise UnreachableError(f"--device cuda: no CUDA device found{f' at {address}' * bool(address)}", "use --device cpu")
-    if gpus_per_trial < 1 and not gpus:
-        raise InputError(f"--gpus-per-trial {gpus_per_trial:g}: proxies do not train on a GPU", "leave it out")
-    possible = cluster.workers(1, gpus_per_trial * bool(gpus)) if cluster else default_workers(gpus, gpus_per_trial)
+    at_once = trials_at_once(gpus_per_trial, cluster, workers, cuda=bool(gpus))
     path, files = find_space(str(space)), _paths(blocks)
     own = load_blocks(*files)
     asked = read_space(path)
@@ -385,7 +379,7 @@ def _check(
         sampler=sampler,
         executor=executor,
         address=address,
-        workers=workers if workers is not None else possible,
+        workers=at_once,
         elastic=cluster is not None and workers is None,
         gpus_per_trial=gpus_per_trial,
         device="cuda" if gpus else "cpu",

@@ -124,6 +124,13 @@ def parse_limits(
     return {"max_latency_ms" if figure == "ms" else f"max_{figure}": limit for figure, limit in limits.items()}
 
 
+def check_gpus(share: float) -> None:
+    """Raises InputError for what can be no number of GPUs that a training holds."""
+    if not 0 < share <= MOST_GPUS or (share > 1 and share != int(share)):
+        near = f"{int(share)} or {int(share) + 1}" if 1 < share < MOST_GPUS else str(MOST_GPUS if share > 1 else 1)
+        raise InputError(f"--gpus-per-trial {share:g}", f"give a share of one GPU, for example 0.25, or a whole number: {near}")
+
+
 SAMPLERS = ("front", "tpe", "random")
 EXECUTORS = ("local", "ray")
 DEVICES = ("cpu", "cuda")
@@ -228,16 +235,9 @@ class RunConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"{name} is {value!r}", f"give a whole number from {low} to {high}")
-        share = self.gpus_per_trial
-        if not 0 < share <= MOST_GPUS or (share > 1 and share != int(share)):
-            near = f"{int(share)} or {int(share) + 1}" if 1 < share <= MOST_GPUS else "1"
-            raise InputError(
-                f"--gpus-per-trial {share:g}", f"give a share of one GPU, for example 0.25, or a whole number: {near}"
-            )
+        check_gpus(self.gpus_per_trial)
         if self.batch < self.devices:
-            what = (
-                f"--gpus-per-trial {self.devices}: each GPU takes a share of a batch, and there are {self.batch} images in one"
-            )
+            what = f"--gpus-per-trial {self.devices}: each GPU takes a share of a batch, and a batch has {self.batch} images"
             raise InputError(what, f"--set batch={self.devices}, or --gpus-per-trial {self.batch}")
         if not 1 <= self.rungs <= self.epochs:
             raise InputError(

@@ -130,11 +130,13 @@ class Purchase:
     seconds: float
 
 
-def purchase(budget: Budget, trial: float, workers: int, proposal: float, share: float, most: float) -> Purchase:
-    """Reckon with trials of `trial` seconds on `workers`, `proposal` seconds to price each of the `1 / share` proposals that a
-    trial takes, while workers stand still, and `most` architectures that there are."""
+def purchase(
+    budget: Budget, trial: float, workers: int, proposal: float, share: float, most: float, held: float = 1.0
+) -> Purchase:
+    """Reckon with trials of `trial` seconds on `workers` of `held` GPUs each, `proposal` seconds to price each of the
+    `1 / share` proposals that a trial takes, while workers stand still, and `most` architectures that there are."""
     beside = proposal / share
-    wall, device = trial / workers + beside, trial + beside
+    wall, device = trial / workers + beside, trial * held + beside
     trials = {"trials": budget.amount, "wall": budget.amount / wall, "device": budget.amount / device}[budget.kind]
     trials = min(trials, most)
     return Purchase(trials, trials / share, trial, trials * wall)
@@ -195,9 +197,9 @@ def forecast(
     proposal = statistics.mean(lane) if lane else 0.0
     budget = Budget.parse(config.budget)
     if budget.kind != "trials":
-        kept = min(RESERVE_SHARE * budget.amount, again / (config.workers if budget.kind == "wall" else 1))
+        kept = min(RESERVE_SHARE * budget.amount, again / config.workers if budget.kind == "wall" else again * config.held)
         budget = replace(budget, amount=budget.amount - kept)
-    bought = purchase(budget, trial, config.workers, proposal, share.likely, share.likely * space.size)
+    bought = purchase(budget, trial, config.workers, proposal, share.likely, share.likely * space.size, config.held)
     if config.imitate:
         lines.append("imitation  is not reckoned with: half of the budget at most is for teacher and blocks, trials take less")
     return [*lines, *_bought(config, bought, rehearsal, proposal), _disk(room, bought, good[0][1]), _end(config, bought)]
@@ -249,9 +251,10 @@ def _bought(config: RunConfig, bought: Purchase, rehearsal: Rehearsal, proposal:
     """The trials that the budget buys, and on what that rests."""
     priced = f", and {duration(proposal)} to price each of about {bought.proposals:,.0f} proposals" if proposal else ""
     side = f" with {rehearsal.workers} side by side" if rehearsal.workers > 1 else ""
+    held = f" of {config.held:g} GPU{'s' * (config.held > 1)} each" if config.held != 1 else ""
     return [
         f"trials     about {bought.trials:,.0f} in {config.budget}: {duration(bought.trial_seconds)} each on {config.workers} "
-        f"worker{'s'[: config.workers > 1]}{priced}",
+        f"worker{'s'[: config.workers > 1]}{held}{priced}",
         f"           an estimate from {rehearsal.steps} steps of the skeleton ({rehearsal.step:.2g} s each), one validation "
         f"({rehearsal.image:.2g} s an image) and {rehearsal.start:.2g} s to begin{side}",
     ]

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -101,13 +102,31 @@ class GpuMeter:
         return sum(self._seen) / len(self._seen) if self._seen else None
 
 
-def default_workers(devices: int, gpus_per_trial: float = 1.0) -> int:
-    """One per GPU, or as many as share it; without a GPU one per core, as far as memory goes: two processes of one thread
+def gpu_places(per_trial: float = 1.0) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES says to each training that this host has GPUs for at once.
+
+    Args:
+        per_trial: a share of a GPU, or how many GPUs; those of one training are of one model, and no parts of a GPU (MIG).
+    """
+    if per_trial < 1:
+        return list(gpus()) * int(1 / per_trial + 1e-9)
+    size, alike = int(per_trial), defaultdict[str, list[str]](list)
+    for name, model in gpus().items():
+        if size == 1 or not name.startswith("MIG-"):
+            alike[model].append(name)
+    return [",".join(names[at : at + size]) for names in alike.values() for at in range(0, len(names) - size + 1, size)]
+
+
+def most_gpus_alike() -> int:
+    """How many GPUs of this host one training can use."""
+    return max((count for count in range(1, cuda_devices() + 1) if gpu_places(count)), default=0)
+
+
+def default_workers(places: int = 0) -> int:
+    """One per place for a training on a GPU; without any one per core, as far as memory goes: two processes of one thread
     beat one of two.
     """
-    if devices:
-        return max(1, int(devices / gpus_per_trial + 1e-9))
-    return max(1, min(cores(), _free_memory() // WORKER_BYTES))
+    return places or max(1, min(cores(), _free_memory() // WORKER_BYTES))
 
 
 def _free_memory() -> int:
@@ -124,9 +143,11 @@ def threads_per_worker(workers: int, device: str) -> int:
     return max(1, cores() // workers) if device == "cpu" else 1
 
 
-def worker_environment(workers: int, device: str, threads: int | None = None) -> list[dict[str, str]]:
+def worker_environment(
+    workers: int, device: str, threads: int | None = None, gpus_per_trial: float = 1.0
+) -> list[dict[str, str]]:
     """Environment variables of each of `workers` processes: threads, memory, GPUs in turn, and a quiet, offline Ultralytics."""
-    masks = (list(gpus()) if device == "cuda" else []) or [""]
+    masks = (gpu_places(gpus_per_trial) if device == "cuda" else []) or [""]
     threads = threads if threads is not None else threads_per_worker(workers, device)
     common = KEEP_MEMORY | {
         "OMP_NUM_THREADS": str(threads),

@@ -88,6 +88,7 @@ def training_job(config: RunConfig, dataset: Dataset, blocks: Sequence[str]) -> 
         held_out=config.held_out,
         split_seed=derive(config.seed, 0, "split"),
         device=config.device,
+        devices=config.devices,
         threads=1 if config.address else threads_per_worker(config.workers, config.device),
         names=list(dataset.names),
         fraction=config.fraction,

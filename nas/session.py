@@ -21,7 +21,7 @@ from nas.execution.executor import Attempt, Executor, Result
 from nas.execution.executor import Progress as Report
 from nas.execution.watch import Watched
 from nas.execution.work import TRY_WEIGHTS, WeightsJob
-from nas.hardware import GpuMeter, cuda_devices, threads_per_worker, worker_environment
+from nas.hardware import GpuMeter, threads_per_worker, worker_environment
 from nas.jobs import Jobs, ProxyJobs, training_job
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
@@ -220,21 +220,21 @@ def open_executor(config: RunConfig, folder: Path) -> Executor:
     if config.executor == "ray":
         from nas.execution.ray.executor import RayExecutor  # noqa: PLC0415  (ray is heavy)
 
-        cores = 1 if config.address else threads_per_worker(config.workers, config.device)
-        share = config.gpus_per_trial if config.address else min(1.0, cuda_devices() / config.workers)
+        cores = config.devices if config.address else threads_per_worker(config.workers, config.device)
         ray = RayExecutor(
-            worker_environment(1, config.device, threads=cores)[0],
+            worker_environment(1, config.device, threads=1 if config.address else cores)[0],
             lane,
             folder / "workers",
             workers=None if config.elastic else config.workers,
             cores=cores,
-            gpus=share if config.device == "cuda" else 0.0,
+            gpus=config.gpus_per_trial if config.device == "cuda" else 0.0,
             address=config.address,
         )
         return Watched(ray)
     from nas.execution.local import LocalExecutor  # noqa: PLC0415
 
-    return Watched(LocalExecutor(worker_environment(config.workers, config.device), lane, folder / "workers"))
+    workers = worker_environment(config.workers, config.device, gpus_per_trial=config.gpus_per_trial)
+    return Watched(LocalExecutor(workers, lane, folder / "workers"))
 
 
 @contextlib.contextmanager

@@ -63,6 +63,9 @@ def test_what_a_budget_buys(budget, trials, seconds):
     assert (bought.trials, bought.proposals) == (pytest.approx(trials), pytest.approx(2 * trials))
     assert bought.seconds == pytest.approx(seconds)
 
+    two = purchase(Budget.parse("400gpu-s"), trial=20, workers=4, proposal=0, share=1, most=25, held=2)
+    assert (two.trials, two.seconds) == (10, 50)  # 40 GPU-s each, four at once
+
 
 def test_what_a_trial_takes():
     config = RunConfig("d.yaml", "s", "2h", "cpu:torch", epochs=5, batch=8)

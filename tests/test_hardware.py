@@ -106,6 +106,19 @@ esac""")
 
 def test_trials_that_share_a_gpu(driver: Callable) -> None:
     driver(f"cat <<END\n{H100S}END")
-    assert [hardware.default_workers(3, share) for share in (1.0, 0.5, 0.25, 0.3)] == [3, 6, 12, 10]
-    masks = [e["CUDA_VISIBLE_DEVICES"] for e in hardware.worker_environment(6, "cuda")]
+    assert [len(hardware.gpu_places(share)) for share in (1.0, 0.5, 0.25, 0.3)] == [3, 6, 12, 9]
+    masks = [e["CUDA_VISIBLE_DEVICES"] for e in hardware.worker_environment(6, "cuda", gpus_per_trial=0.5)]
     assert masks == ["0", "1", "2"] * 2
+
+
+def test_trials_of_several_gpus(driver: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one trial are alike, and no parts of a GPU."""
+    driver(f"cat <<END\n{H100S}GPU 3: NVIDIA L4 (UUID: GPU-3aaa)\nGPU 4: NVIDIA L4 (UUID: GPU-4aaa)\nEND")
+    assert [hardware.gpu_places(count) for count in (2, 3, 4)] == [["0,1", "3,4"], ["0,1,2"], []]
+    assert hardware.most_gpus_alike() == 3
+    masks = [e["CUDA_VISIBLE_DEVICES"] for e in hardware.worker_environment(2, "cuda", gpus_per_trial=2)]
+    assert masks == ["0,1", "3,4"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,2,1,0")
+    assert hardware.gpu_places(2) == ["2,1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-0,MIG-1")
+    assert hardware.gpu_places() == ["MIG-0", "MIG-1"] and hardware.most_gpus_alike() == 1

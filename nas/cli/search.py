@@ -32,7 +32,9 @@ ALSO_SIMULATED = {"budget", "max_latency", "rungs", "confirm", "stop_when_flat",
 @click.option(
     "--workers", type=int, help="Trials trained at once.  [default: one per GPU, else one per core, as memory allows]"
 )
-@click.option("--gpus-per-trial", type=float, default=1.0, show_default=True, help="0.25: four trials share a GPU.")
+@click.option(
+    "--gpus-per-trial", type=float, default=1.0, show_default=True, help="0.25: four trials share a GPU; 2: each has two."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--executor", default="local", show_default=True, help="local (processes of this host) or ray.")
 @click.option("--address", help="Train on this Ray cluster: auto (of this host), HOST:PORT or ray://HOST:PORT.")
@@ -66,7 +68,8 @@ ALSO_SIMULATED = {"budget", "max_latency", "rungs", "confirm", "stop_when_flat",
 @click.option(
     "--resume",
     metavar="RUN",
-    help="Go on with a run; --budget, --max-…, --workers, --executor, --address, --storage and --allow-noisy may change.",
+    help="Go on with a run; --budget, --max-…, --workers, --gpus-per-trial, --executor, --address, --storage and --allow-noisy "
+    "may change.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what there is to choose from and what the budget buys; train nothing.")
 @click.option("--add-budget", metavar="BUDGET", help="With --resume: so much more.")
@@ -115,7 +118,8 @@ def search(ctx: click.Context, /, **options: Any) -> None:
         given = {k for k in options if ctx.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE}
         given |= set(settings)
         limits = {"max_latency", "max_params", "max_macs", "max_size"}
-        if fixed := sorted(given - {"budget", "workers", "executor", "allow_noisy", "address", "storage", "blocks"} - limits):
+        free = {"budget", "workers", "gpus_per_trial", "executor", "allow_noisy", "address", "storage", "blocks"}
+        if fixed := sorted(given - free - limits):
             raise InputError(f"{_flag(fixed[0])} cannot change in a resumed run", "leave it out, or start a new run")
         changes = {k: options[k] for k in given - limits} | parse_limits(**{k: options[k] for k in given & limits})
         run = api.resume(again, add_budget=add, progress=view, **changes)

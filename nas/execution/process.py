@@ -39,6 +39,17 @@ def last_lines(log: str | None) -> str:
     return "\n".join(text.splitlines()[-LAST_LINES:])
 
 
+def signal_all(pid: int, number: int) -> None:
+    """Send a signal to a process and to what it has started, and these have, as far as the system tells."""
+    found = [pid]
+    for each in found:  # grows meanwhile
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, number)
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # it has just ended
+                found += map(int, children.read_text(encoding="ascii").split())
+
+
 class WorkerProcess:
     """A child process that runs attempts.
 
@@ -74,6 +85,10 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
     def send(self, attempt: Attempt) -> None:
         """Hand over an attempt; its seconds count from now, or from when the process becomes ready."""
         self.attempt = attempt
@@ -86,13 +101,13 @@ class WorkerProcess:
         return time.monotonic() - self.began if self.began else 0.0
 
     def pause(self) -> None:
-        """Make it stand still, once it is ready: only then does it end with this process even so."""
+        """Make it and its children stand still, once it is ready: only then does it end with this process even so."""
         if self.ready and self._process.poll() is None:
-            self._process.send_signal(signal.SIGSTOP)
+            signal_all(self._process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)
+            signal_all(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """End the process and whatever it started, and wait for it."""

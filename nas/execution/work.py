@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.execution.gang import together
 from nas.limits import Limits
 from nas.space.skeleton import TASKS
 
 if TYPE_CHECKING:
     import torch
 
+    from nas.training.peers import Peers
     from nas.training.proxy import Progress
     from nas.training.recipe import Recipe
 
 PRICE = "nas.execution.work:price"
 TRAIN = "nas.execution.work:train"
+TRAIN_PART = "nas.execution.work:train_part"
 TRY_WEIGHTS = "nas.execution.work:try_weights"
 SCORES = "nas.execution.work:scores"
 WRITE_PROBES = "nas.execution.work:write_probes"
@@ -73,7 +77,8 @@ class TrainJob:
     dataset YAML's `path` was found to mean. `held_out` is the rest's share, drawn with `split_seed`, so that all trials of
     a run share one split; of the training part `fraction` is used. `rungs` are epochs, `until` the one to stop at (the last
     where None). `state` is the file from which an interrupted training goes on, `keep` where the trained weights go, with
-    the classes' `names`; None keeps neither.
+    the classes' `names`; None keeps neither. On more than one of the worker's `devices` a process for each trains its part of
+    every batch; of CPUs only tests ask for more.
     """
 
     model: Mapping[str, Any]
@@ -88,6 +93,7 @@ class TrainJob:
     split_seed: int
     device: str
     threads: int
+    devices: int = 1
     names: list[str] = field(default_factory=list)
     weights: str | None = None
     fraction: float = 1.0
@@ -201,19 +207,74 @@ def scores(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, f
 
 
 def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
-    """mAP of a `TrainJob` on the held-out part; reports `{epoch, epochs, loss}` after every epoch.
+    """mAP of a `TrainJob` on the held-out part; reports `{epoch, epochs, loss}` after every epoch. Without memory for its batch
+    it is tried again with half of it, and the result says `halved`.
 
     With a checkpoint, `transferred` is how many of how many tensors have come from it. Images that cannot be read are listed
     in `skipped`; where they are too many, there is only `{fault, cure}`: no other trial could do better.
     """
+    job = TrainJob(**payload)
+
+    def run(*, halved: bool) -> dict[str, Any]:
+        if job.devices == 1:
+            return _trained(job, seed, report, halved=halved)
+        _give_back()
+        own = {"job": asdict(job), "halved": halved}
+        return dict(together(job.devices, TRAIN_PART, own, seed, report))
+
+    try:
+        return run(halved=False)
+    except MemoryError:
+        if job.devices > 1 and job.batch // 2 < job.devices:
+            raise
+        # what the first try had taken is free again once its frames are gone
+        report({"epoch": 0, "epochs": job.rungs[-1], "note": f"out of memory at batch {job.batch}; tried again with half"})
+        if job.state is not None:
+            Path(job.state).unlink(missing_ok=True)
+    _give_back()
+    return {**run(halved=True), "halved": True}
+
+
+def train_part(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:
+    """What one of those does that train a model together: `{job, halved, rank, count, meet}`, see `nas.execution.gang`. Returns
+    as `train`, to each the same."""
+    import torch  # noqa: PLC0415  (workers only)
+
+    from nas.errors import UnreachableError  # noqa: PLC0415
+    from nas.training.peers import Peers  # noqa: PLC0415
+
+    job, rank, count = TrainJob(**payload["job"]), payload["rank"], payload["count"]
+    device = torch.device("cpu")
+    if job.device == "cuda":
+        if torch.cuda.device_count() < count:
+            what = f"{torch.cuda.device_count()} CUDA devices on this worker, {count} are needed for a trial"
+            raise UnreachableError(what, "lower --gpus-per-trial")
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    try:
+        return _trained(job, seed, report, halved=payload["halved"], peers=Peers.meet(payload["meet"], rank, count, device))
+    finally:
+        _give_back()
+
+
+def _give_back() -> None:
+    """Memory of the GPU that this process keeps for itself, if it has used any."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _trained(job: TrainJob, seed: int, report: Report, *, halved: bool, peers: Peers | None = None) -> dict[str, Any]:
+    """One try of a `TrainJob`, at half its batch where `halved`. Raises MemoryError."""
     import torch  # noqa: PLC0415  (workers only)
 
     from nas.errors import InputError, UnreachableError  # noqa: PLC0415
     from nas.training.checkpoint import StateError  # noqa: PLC0415
-    from nas.training.precision import training_dtype  # noqa: PLC0415
+    from nas.training.peers import Peers  # noqa: PLC0415
+    from nas.training.precision import CHOICES, training_dtype  # noqa: PLC0415
     from nas.training.recipe import Recipe  # noqa: PLC0415
 
-    job = TrainJob(**payload)
+    peers = peers or Peers()
     if job.device.startswith("cuda") and not torch.cuda.is_available():
         raise UnreachableError("no CUDA device found on this worker", "search with --device cpu")
     torch.set_num_threads(job.threads)
@@ -221,30 +282,21 @@ def train(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
         _images(job)
     except InputError as error:
         return {"fault": error.message, "cure": error.hint}
-    precision = training_dtype(torch.device(job.device), Path(job.cache))
+    precision = CHOICES[peers.told(CHOICES.index(training_dtype(torch.device(job.device), Path(job.cache))))]
     recipe = replace(Recipe(), batch=job.batch, lr=job.lr0)
-
-    def note(text: str) -> None:
-        report({"epoch": 0, "epochs": job.rungs[-1], "note": text})
-
+    how = job, seed, report, recipe.halved() if halved else recipe, precision, peers
     try:
         try:
-            return _trained(job, seed, report, recipe, precision)
+            return _scored(*how)
         except StateError as error:  # of a machine, a version or a batch that was another: not worth a trial
-            note(f"{error.message}; trained anew")
-            Path(job.state or "").unlink()
-            return _trained(job, seed, report, recipe, precision)
-    except (MemoryError, torch.OutOfMemoryError):
-        # what the first try had taken is free again once its frames are gone
-        note(f"out of memory at batch {recipe.batch}; tried again with half")
-        if job.state is not None:
-            Path(job.state).unlink(missing_ok=True)
-    if job.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    return {**_trained(job, seed, report, recipe.halved(), precision), "halved": True}
+            report({"epoch": 0, "epochs": job.rungs[-1], "note": f"{error.message}; trained anew"})
+            Path(job.state or "").unlink(missing_ok=True)
+            return _scored(*how)
+    except torch.OutOfMemoryError:
+        raise MemoryError from None
 
 
-def _trained(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision: torch.dtype) -> dict[str, Any]:
+def _scored(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision: torch.dtype, peers: Peers) -> dict[str, Any]:
     import torch  # noqa: PLC0415  (workers only)
 
     from nas.training.proxy import train_proxy  # noqa: PLC0415
@@ -270,8 +322,9 @@ def _trained(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision
         precision=precision,
         report=told,
         state=None if job.state is None else Path(job.state),
+        peers=peers,
     )
-    if job.keep is not None:
+    if job.keep is not None and peers.first:
         save_checkpoint(model, Path(job.keep), job.names)
     skipped = [str(path) for path in fit.skipped]
     known = {"transferred": transferred, "skipped": skipped, "pid": os.getpid()}

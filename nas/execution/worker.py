@@ -17,13 +17,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from nas.alive import listening
 from nas.errors import NasError
+from nas.execution.gang import DiedError
+from nas.execution.printed import logged
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -72,7 +72,8 @@ def run_attempt(attempt: Mapping[str, Any], send: Send, wait_for_quiet: Callable
     """Run one attempt and send its events; never raises for what the attempt does.
 
     A quiet attempt calls `progress({"quiet": True})` when it is about to time something: that returns when nothing else
-    runs on this host. What it prints goes to the attempt's `log`, where it has one.
+    runs on this host. What it prints goes to the attempt's `log`, where it has one. Where a process that works for it has
+    died, this one ends.
     """
     start = time.monotonic()
 
@@ -92,6 +93,8 @@ def run_attempt(attempt: Mapping[str, Any], send: Send, wait_for_quiet: Callable
         with logged(attempt.get("log")), listening(lambda: event("progress", data={})):
             data = getattr(importlib.import_module(module), function)(attempt["payload"], attempt["seed"], progress)
         event("result", data=_plain(data))
+    except DiedError:
+        os._exit(1)  # as if this process had died itself: whoever started it knows what to do then
     except NasError as error:
         event("failed", reason=error.message, detail=str(error))
     except MemoryError:
@@ -100,33 +103,6 @@ def run_attempt(attempt: Mapping[str, Any], send: Send, wait_for_quiet: Callable
         # The boundary of an attempt: whatever it raised is its result, told to the study and kept in its post-mortem.
         reason = "out of memory" if type(error).__name__ == "OutOfMemoryError" else f"{type(error).__name__}: {error}"
         event("failed", reason=reason.splitlines()[0][:300], detail=_last_lines())
-
-
-@contextmanager
-def logged(path: str | None) -> Iterator[None]:
-    """Append what this process and its children print to a file; an empty one does not stay."""
-    if path is None:
-        yield
-        return
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    before = os.dup(1), os.dup(2)
-    log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for fd, own in enumerate(before, 1):
-            os.dup2(own, fd)
-            os.close(own)
-        if os.fstat(log).st_size == 0:
-            file.unlink(missing_ok=True)
-        os.close(log)
 
 
 def _plain(data: Any) -> dict[str, Any]:

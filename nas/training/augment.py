@@ -77,17 +77,18 @@ class Batches:
         if device.type == "cuda" and size < 0.1 * torch.cuda.mem_get_info(device)[0]:
             self._resident = torch.from_numpy(images.read(slice(None))).to(device)
 
-    def make(self, rows: Tensor, how: Augmentation, random: torch.Generator) -> dict[str, Tensor]:
+    def make(self, rows: Tensor, how: Augmentation, random: torch.Generator, part: slice = slice(None)) -> dict[str, Tensor]:
         """One batch.
 
         Args:
             rows: indices of B images, int64.
             how: the augmentation.
             random: the source of every draw.
+            part: of which images the pixels are wanted; whatever it is, the draws and the targets are the whole batch's.
 
         Returns:
-            `img` float32 (B, 3, S, S) in 0..1, channels last; `cls` (M, 1), `bboxes` (M, 4) as cx, cy, w, h in shares
-            of the side, `batch_idx` (M,): what Ultralytics' losses read. Of images with polygons also `masks` (B, S / 4,
+            `img` float32 (B, or the part, 3, S, S) in 0..1, channels last; `cls` (M, 1), `bboxes` (M, 4) as cx, cy, w, h in
+            shares of the side, `batch_idx` (M,): what Ultralytics' losses read. Of images with polygons also `masks` (B, S / 4,
             S / 4), k + 1 where the k-th object of a sample is, and `sem_masks`, alike, the class of what is there.
         """
         count, side = len(rows), self.images.imgsz
@@ -104,14 +105,17 @@ class Batches:
 
         zoom, centre, flip = self._affine(joined, canvas_side, how, random)
         colours = _colour_matrices(count, how, random)
+        first, last, _ = part.indices(count)
+        drawn = (first <= owner) & (owner < last)
         if how.moves:
-            image = self._sample(tiles, owner, corner, canvas_side, zoom * flip, centre)
+            seen = tiles[drawn], owner[drawn] - first, corner[drawn]
+            image = self._sample(*seen, canvas_side, (zoom * flip)[part], centre[part])
         else:  # a tenth of a short training's time, saved: nothing needs to be resampled
-            image = self._read(tiles).float().div_(255)
-            image = torch.where((flip < 0).view(-1, 1, 1, 1).to(self.device), image.flip(-1), image)
+            image = self._read(tiles[drawn]).float().div_(255)
+            image = torch.where((flip[part] < 0).view(-1, 1, 1, 1).to(self.device), image.flip(-1), image)
         if how.colours:
-            pixels = image.flatten(2).transpose(1, 2) @ colours.transpose(1, 2).to(self.device)  # channels come last
-            image = pixels.clamp_(0, 1).view(count, side, side, 3).permute(0, 3, 1, 2)
+            pixels = image.flatten(2).transpose(1, 2) @ colours[part].transpose(1, 2).to(self.device)  # channels come last
+            image = pixels.clamp_(0, 1).view(last - first, side, side, 3).permute(0, 3, 1, 2)
         image = image.contiguous(memory_format=torch.channels_last)
         move = _Move(tiles, owner, corner, zoom, centre, flip, side)
         targets = self._boxes(move) if self.images.polygons is None else self._masks(move, self.images.polygons)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,13 +19,17 @@ from torch import Tensor, nn
 
 from nas.alive import beat
 from nas.errors import InputError, NasError
+from nas.seeds import derive
 from nas.training.augment import Batches, generator_of
+from nas.training.batch_norm import together
 from nas.training.checkpoint import StateError, read_state, write_state
+from nas.training.peers import Peers
 from nas.training.recipe import Leg, Recipe, legs_of, rate
 from nas.yolo.criterion import Criterion
 from nas.yolo.decode import Images
 from nas.yolo.metrics import evaluate
 
+ALONE = Peers()
 STATE_SECONDS = 60.0
 
 
@@ -84,6 +89,7 @@ def train_proxy(
     report: Callable[[Progress], None],
     until: int | None = None,
     state: Path | None = None,
+    peers: Peers = ALONE,
 ) -> Outcome:
     """Train a detection or segmentation model up to a rung and score it once.
 
@@ -105,10 +111,12 @@ def train_proxy(
         until: the rung to stop at; the last one where None.
         state: a file from which the training goes on, if it is there; written every minute and at every rung but the last,
             after which it is removed.
+        peers: those who train this model together, each on a device of its own and called with equal arguments. Of them the
+            first alone reports and writes; the state is the same as that of one who is alone.
 
     Raises:
         DivergedError: the loss or the gradient is no longer finite.
-        InputError: no images, rungs that do not rise, no such rung.
+        InputError: no images, fewer than peers in a batch, rungs that do not rise, no such rung.
         StateError: `state` is of another training, or damaged.
         OSError: the state cannot be written.
     """
@@ -117,20 +125,24 @@ def train_proxy(
     goal = last if until is None else until
     if goal not in rungs:
         raise InputError(f"no rung of {goal} epochs", f"rungs are {', '.join(map(str, rungs))}")
-    training = Training(model, train, recipe, rungs, seed, device, precision)
-    if state is not None and state.is_file():
+    training = Training(model, train, recipe, rungs, seed, device, precision, peers)
+    if state is not None and peers.told(state.is_file()):
         training.load(state)
     resumed_at, saved = training.epoch, time.perf_counter()
-    while training.epoch < goal:
-        loss = training.run_epoch()
-        report(Progress(training.epoch, goal, loss, time.perf_counter() - began))
-        due = training.epoch == goal or time.perf_counter() - saved >= STATE_SECONDS
-        if state is not None and due and training.epoch < last:
-            training.save(state)
-            saved = time.perf_counter()
+    with together(model, peers):
+        while training.epoch < goal:
+            loss = training.run_epoch()
+            if not peers.first:
+                continue
+            report(Progress(training.epoch, goal, loss, time.perf_counter() - began))
+            due = training.epoch == goal or time.perf_counter() - saved >= STATE_SECONDS
+            if state is not None and due and training.epoch < last:
+                training.save(state)
+                saved = time.perf_counter()
     training.average.apply()
-    metrics = evaluate(model, held_out, nc, batch=4 * recipe.batch, device=device)
-    if state is not None and goal == last:
+    part = peers.part(len(held_out))
+    metrics = evaluate(model, held_out, nc, batch=4 * recipe.batch, device=device, part=part, joined=peers.joined)
+    if state is not None and goal == last and peers.first:
         state.unlink(missing_ok=True)
     fitness, arithmetic = metrics.fitness, str(precision).removeprefix("torch.")
     seconds = time.perf_counter() - began
@@ -153,6 +165,7 @@ class Training:
         seed: int,
         device: torch.device,
         precision: torch.dtype,
+        peers: Peers = ALONE,
     ) -> None:
         if not len(train):
             raise InputError("0 images to train", "a proxy needs at least one")
@@ -162,8 +175,12 @@ class Training:
         self._recipe, self._seed, self._device, self._precision = recipe, seed, device, precision
         torch.manual_seed(seed)
         self._model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self._criterion, self._batches = Criterion(model, rungs[-1]), Batches(train, device)
-        self._batch = min(recipe.batch, len(train))
+        self._batch, self._peers = min(recipe.batch, len(train)), peers
+        if self._batch < peers.count:
+            what = f"a batch of {self._batch} images cannot be divided among {peers.count} devices"
+            raise InputError(what, f"--set batch={peers.count}, more images, or --gpus-per-trial {self._batch}")
+        whole = partial(peers.whole, total=self._batch)
+        self._criterion, self._batches = Criterion(model, rungs[-1], whole), Batches(train, device)
         # a smaller last batch would only disturb the batch statistics
         self._passes = len(train) // self._batch
         self._steps = -(-self._passes // recipe.accumulate)
@@ -180,11 +197,14 @@ class Training:
         self._settle(leg)
         order = torch.randperm(len(self._batches.images), generator=generator_of(self._seed, self.epoch))
         total = 0.0
+        part = self._peers.part(self._batch)
+        if not self._peers.first:  # what the model itself draws: other numbers for each, again the same in any session
+            torch.manual_seed(derive(self._seed, self.epoch, f"peer {self._peers.rank}"))
         self._model.train()
         for index in range(self._passes):
             beat()
             rows = order[index * self._batch : (index + 1) * self._batch]
-            total += self._pass(self._batches.make(rows, how, generator_of(self._seed, self.epoch, index + 1)))
+            total += self._pass(self._batches.make(rows, how, generator_of(self._seed, self.epoch, index + 1), part))
             if (index + 1) % self._recipe.accumulate == 0 or index + 1 == self._passes:
                 self._step(leg, index // self._recipe.accumulate)
         self._criterion.end_epoch()
@@ -210,6 +230,7 @@ class Training:
 
     def _step(self, leg: Leg, index: int) -> None:
         """One step of the optimizer, the `index`-th of its epoch."""
+        self._peers.add_gradients(self._weights)
         norm = nn.utils.clip_grad_norm_(self._weights, self._recipe.clip)
         if not torch.isfinite(norm):
             raise _diverged(self.epoch, f"the norm of the gradient is {norm.item()}")

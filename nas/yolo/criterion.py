@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ultralytics.cfg import get_cfg
 
 Batch = dict[str, Tensor]
+Whole = Callable[[Tensor], Tensor]
 
 
 class Criterion:
@@ -20,12 +22,13 @@ class Criterion:
     Args:
         model: as `nas.yolo.build.build` makes it, already on its device; its `args` are set.
         epochs: length of the run, over which end-to-end heads shift their balance.
+        whole: puts predictions of the whole batch together from those of a part, where the model sees only that.
     """
 
-    def __init__(self, model: nn.Module, epochs: int) -> None:
+    def __init__(self, model: nn.Module, epochs: int, whole: Whole = lambda part: part) -> None:
         args: Any = get_cfg(overrides={"epochs": epochs})
         model.args = args
-        self._criterion = model.init_criterion()  # type: ignore[operator]
+        self._criterion, self._whole = model.init_criterion(), whole  # type: ignore[operator]
 
     def __call__(self, predictions: Any, batch: Batch) -> Tensor:
         """The loss to minimise, in Ultralytics' scale (a sum over the images of the batch).
@@ -37,7 +40,7 @@ class Criterion:
         """
         # always in float32: anchors and boxes in bfloat16 are off by a pixel and more
         with torch.autocast(batch["img"].device.type, enabled=False):
-            loss, _ = self._criterion(_as_float(predictions), batch)
+            loss, _ = self._criterion(_as_float(predictions, self._whole), batch)
         total: Tensor = loss.sum()
         return total
 
@@ -47,13 +50,13 @@ class Criterion:
             self._criterion.update()
 
 
-def _as_float(predictions: Any) -> Any:
+def _as_float(predictions: Any, whole: Whole) -> Any:
     """The tensors of nested predictions in float32; feature maps, of which a loss reads no value, as mere shapes of it."""
     if isinstance(predictions, Tensor):
-        return predictions.float()
+        return whole(predictions).float()
     if isinstance(predictions, dict):
-        return {key: _shapes(value) if key == "feats" else _as_float(value) for key, value in predictions.items()}
-    return type(predictions)(map(_as_float, predictions))
+        return {key: _shapes(value) if key == "feats" else _as_float(value, whole) for key, value in predictions.items()}
+    return type(predictions)(_as_float(each, whole) for each in predictions)
 
 
 def _shapes(maps: list[Tensor]) -> list[Tensor]:

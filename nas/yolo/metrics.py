@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,8 @@ def evaluate(
     conf: float = 0.001,
     iou: float = 0.7,
     max_det: int = 300,
+    part: slice = slice(None),
+    joined: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Metrics:
     """Predict and score, as Ultralytics' `val` does on square images.
 
@@ -91,14 +94,17 @@ def evaluate(
         conf: lowest confidence of a detection that counts.
         iou: overlap above which NMS drops the weaker of two boxes (end-to-end heads need no NMS).
         max_det: most detections kept per image, raised where an image has more labels.
+        part: which images to predict here, where others predict the rest.
+        joined: puts together what all of them have found, rows (any number, columns) of each after those of the one before.
     """
     model.eval()
     end2end = bool(getattr(model, "end2end", False))
     max_det = max(max_det, *map(len, images.labels)) if len(images) else max_det
     boxes, masks = _Statistics(), _Statistics()
-    for start in range(0, len(images), batch):
+    first, last, _ = part.indices(len(images))
+    for start in range(first, last, batch):
         beat()
-        pixels = torch.from_numpy(images.read(slice(start, start + batch))).to(device)
+        pixels = torch.from_numpy(images.read(slice(start, min(last, start + batch)))).to(device)
         pixels = pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
         predictions = model(pixels)[0]
         predictions, prototypes = (predictions, None) if images.polygons is None else predictions
@@ -119,7 +125,7 @@ def evaluate(
                 shape = (images.imgsz, images.imgsz)
                 drawn = process_mask(prototypes[index], detections[:, 6:], detections[:, :4], shape)
                 masks.add(detections, truth, mask_iou(truth.masks.to(device), drawn.flatten(1).float()))
-    return Metrics(boxes.precision(), None if images.polygons is None else masks.precision())
+    return Metrics(boxes.precision(joined), None if images.polygons is None else masks.precision(joined))
 
 
 def _truth(images: Images, row: int) -> _Truth:
@@ -138,20 +144,22 @@ class _Statistics:
     """What average precision is computed from: hits, confidences and classes of all predictions, and the true classes."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._found, self._labels = [torch.zeros(0, len(_Matcher.iouv) + 2)], [torch.zeros(0, 1)]
 
     def add(self, found: Tensor, truth: _Truth, overlap: Tensor) -> None:
         """Take in an image: detections (n, 6 and more) as NMS returns them, and their overlap (labels, n) with the truth."""
         found = found.cpu()
-        hits = np.zeros((len(found), len(_Matcher.iouv)), dtype=bool)
+        hits = torch.zeros(len(found), len(_Matcher.iouv))
         if overlap.numel():
-            hits = _Matcher().match(found[:, 5], truth.classes, overlap.cpu()).numpy()
-        self._rows.append((hits, found[:, 4].numpy(), found[:, 5].numpy(), truth.classes.numpy()))
+            hits = _Matcher().match(found[:, 5], truth.classes, overlap.cpu()).float()
+        self._found.append(torch.cat([hits, found[:, 4:6]], 1))
+        self._labels.append(truth.classes[:, None])
 
-    def precision(self) -> AveragePrecision:
-        if not self._rows:
+    def precision(self, joined: Callable[[Tensor], Tensor]) -> AveragePrecision:
+        found, labels = (joined(torch.cat(rows)).numpy() for rows in (self._found, self._labels))
+        if not len(labels):
             return AveragePrecision(0.0, 0.0, {})
-        ap, classes = ap_per_class(*(np.concatenate(column) for column in zip(*self._rows, strict=True)))[5:7]
+        ap, classes = ap_per_class(found[:, :-2].astype(bool), found[:, -2], found[:, -1], labels[:, 0])[5:7]
         if not len(classes):
             return AveragePrecision(0.0, 0.0, {})
         per_class = {int(c): float(row.mean()) for c, row in zip(classes, ap, strict=True)}

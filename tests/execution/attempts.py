@@ -15,6 +15,7 @@ from typing import Any
 
 from nas import alive
 from nas.errors import InputError
+from nas.execution.gang import together
 
 Report = Callable[[Mapping[str, Any]], None]
 Payload = Mapping[str, Any]
@@ -32,14 +33,16 @@ def echo(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
 def tick(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
     """Count in the file `count` until there is a file `end`; in the file `node` stands the address of its Ray node."""
     folder = Path(payload["folder"])
+    end = Path(payload.get("end", folder / "end"))
     if "ray" in sys.modules:
         (folder / "node").write_text(sys.modules["ray"].util.get_node_ip_address())
     (folder / "pid").write_text(str(os.getpid()))
     for count in itertools.count():
         (folder / "new").write_text(str(count))
         (folder / "new").rename(folder / "count")
-        if (folder / "end").exists():
+        if end.exists():
             return {"count": count}
+        alive.beat()
         time.sleep(0.005)
     raise AssertionError
 
@@ -66,6 +69,22 @@ def hang(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
     (Path(payload["folder"]) / "new").rename(Path(payload["folder"]) / "pid")
     time.sleep(1000)
     raise AssertionError
+
+
+def gang(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    """Two processes, each a `member`, carry it out."""
+    return {**together(2, "attempts:member", payload, seed, progress), "worker": os.getpid()}
+
+
+def member(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:
+    """Count in a folder of one's own until there is a file `end`; the second fails as `how` says, the first waits for it."""
+    print(f"member {payload['rank']} of {payload['count']}", flush=True)
+    progress({"rank": payload["rank"]})
+    if payload["rank"] == 1 and "how" in payload:
+        fail(payload, seed, progress)
+    folder = Path(payload["folder"], str(payload["rank"]))
+    folder.mkdir(exist_ok=True)
+    return {**tick({"folder": str(folder), "end": str(folder.parent / "end")}, seed, progress), "pid": os.getpid()}
 
 
 def beats(payload: Payload, seed: int, progress: Report) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import ray
 from nas.cache import cache_root
 from nas.execution.executor import Attempt, Event, Failed, Progress, Result
 from nas.execution.mirror import Parcel, Receiver, Sender, Tail
-from nas.execution.process import as_message
+from nas.execution.process import as_message, signal_all
 from nas.execution.ray.cluster import Needs
 
 
@@ -171,10 +171,9 @@ class Slot:
             self._sender.deliver(attempt, self._place.node, message["files"])
 
     def signal(self, number: int) -> None:
-        """Send a signal to an actor of this host."""
+        """Send a signal to an actor of this host, and to its children."""
         if self._place and self._place.host == this_host():
-            with contextlib.suppress(ProcessLookupError):  # it has just died: the next poll reports that
-                os.kill(self._place.pid, number)
+            signal_all(self._place.pid, number)
 
     def kill(self, headless: bool = False) -> None:
         """End it; `headless` where the cluster has nobody left who would."""

@@ -161,6 +161,11 @@ class Offer:
     def gpus(self) -> int:
         return int(sum(node.has.get("GPU", 0.0) for node in self.nodes))
 
+    @property
+    def most_gpus(self) -> int:
+        """That one node has."""
+        return int(max((node.has.get("GPU", 0.0) for node in self.nodes), default=0))
+
     def workers(self, cores: float, gpus: float) -> int:
         """How many trials it trains at once; at least one: nodes may be on their way."""
         return max(1, int(fit(self.nodes, Needs(cores, gpus))))
