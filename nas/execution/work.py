@@ -292,8 +292,8 @@ def _trained(job: TrainJob, seed: int, report: Report, *, halved: bool, peers: P
             report({"epoch": 0, "epochs": job.rungs[-1], "note": f"{error.message}; trained anew"})
             Path(job.state or "").unlink(missing_ok=True)
             return _scored(*how)
-    except torch.OutOfMemoryError:
-        raise MemoryError from None
+    except torch.OutOfMemoryError as error:
+        raise MemoryError from error
 
 
 def _scored(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision: torch.dtype, peers: Peers) -> dict[str, Any]:

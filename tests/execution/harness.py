@@ -12,7 +12,9 @@ import pytest
 
 from nas.execution.executor import Attempt, Event, Executor, Progress
 
-WORKER = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}  # so that workers find `attempts.py`
+# so that workers find `attempts.py`, beside what this process was told to find
+_PATHS = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+WORKER = {"PYTHONPATH": os.pathsep.join(_PATHS), "OMP_NUM_THREADS": "1"}
 PATIENCE = 120  # seconds; only ends tests that would hang
 
 

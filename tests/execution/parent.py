@@ -8,10 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
+from harness import WORKER
+
 from nas.execution.executor import Attempt
 from nas.execution.local import LocalExecutor
-
-WORKER = {"PYTHONPATH": str(Path(__file__).parent)}
 
 signal.signal(signal.SIGINT, lambda *_: None)  # as the study does: it decides itself when to end
 executor = LocalExecutor([WORKER, WORKER], WORKER, Path(sys.argv[1]))

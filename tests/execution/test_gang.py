@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from harness import WORKER, Ticker, alive, end_of, events_of, wait_until
 from nas.execution.executor import Attempt, Failed, Lost, Progress, Result
 from nas.execution.local import LocalExecutor
 from nas.execution.watch import Watched
+from nas.execution.work import TRAIN, TrainJob
 
 Make = Callable[..., Ticker]
 
@@ -55,14 +57,14 @@ def test_the_first_one_tells_and_all_stay_warm(executor: LocalExecutor, ticker: 
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"), [("input", "the data is gone"), ("memory", "out of memory"), ("bare", "ValueError:")]
+    ("how", "reason"), [("input", "the data is gone"), ("memory", "out of memory"), ("bare", "ValueError: ")]
 )
 def test_what_one_raises_ends_all(executor: LocalExecutor, ticker: Make, how: str, reason: str) -> None:
     together = ticker("a", "gang", how=how)
     executor.start(together.attempt)
-    (first, *_), key = [Ticker(together.folder / "0", together.attempt)], "a"
+    first = Ticker(together.folder / "0", together.attempt)
     first.wait()
-    *_, end = events_of(executor, key)[key]
+    *_, end = events_of(executor, "a")["a"]
     assert isinstance(end, Failed) and end.reason == reason
     assert how != "bare" or "raise {" in end.detail, "the lines of the one who raised"
     all_gone(first.pid)
@@ -88,12 +90,29 @@ def test_a_killed_one_loses_the_attempt_and_leaves_no_process(
     assert isinstance(end_of(executor, Attempt("b", "attempts:echo")), Result)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_one_of_a_training(executor: LocalExecutor, training: TrainJob, rank: int, tmp_path: Path) -> None:
+    """The one that is left hears of it from the network first, and fails by it: that is not what the attempt is judged by."""
+    log = tmp_path / "a.log"
+    executor.start(Attempt("a", TRAIN, asdict(replace(training, devices=2, rungs=[500])), log=str(log)))
+    wait_until(lambda: any(event.data for event in executor.poll(0.1)), "an epoch ends")
+    worker = executor._workers[0].pid
+    pids = sorted(int(pid) for file in Path(f"/proc/{worker}/task").glob("*/children") for pid in file.read_text().split())
+    assert len(pids) == 2
+    os.kill(pids[rank], signal.SIGKILL)
+    *_, end = events_of(executor, "a")["a"]
+    assert isinstance(end, Lost) and "that train together: its worker ended with signal SIGKILL" in end.detail
+    all_gone(worker, *pids)
+
+
 def test_they_end_with_their_worker_and_stand_still_with_it(executor: LocalExecutor, ticker: Make) -> None:
     together, lane = ticker("a", "gang"), ticker("lane", "quiet")
     executor.start(together.attempt)
     both = members(together)
+    executor.poll(0)  # it hears that its worker is ready
     executor.start(lane.attempt)
-    wait_until(lambda: (lane.folder / "still").exists(), "the lane times")
+    wait_until((lane.folder / "still").exists, "the lane times")
     assert all(each.still() for each in both)
     lane.end()
     events_of(executor, "lane")

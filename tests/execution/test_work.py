@@ -1,12 +1,11 @@
 """Training as a worker does it, on 24 images of coloured rectangles."""
 
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from ultralytics import YOLO
@@ -14,44 +13,18 @@ from ultralytics import YOLO
 from nas.dataset.description import read_dataset
 from nas.dataset.labels import read_labels
 from nas.errors import NasError, UnreachableError
+from nas.execution.gang import disband
 from nas.execution.work import ScoreJob, TrainJob, images_of, price, scores, train, try_weights
 from nas.seeds import derive
 from nas.space.architecture import model_yaml
 from nas.space.reader import whole_skeleton
-from nas.training import proxy, zero_cost
+from nas.training import precision, proxy, zero_cost
 from nas.yolo.metrics import evaluate
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 24), ("val", 2)):
-        for kind in ("images", "labels"):
-            (root / kind / split).mkdir(parents=True)
-        for index in range(count):
-            image = rng.integers(0, 60, (64, 64, 3), np.uint8)
-            x, y = rng.integers(0, 32, 2)
-            image[y : y + 32, x : x + 32, index % 2] = 255
-            cv2.imwrite(str(root / f"images/{split}/{index}.png"), image)
-            box = f"{index % 2} {(x + 16) / 64} {(y + 16) / 64} 0.5 0.5\n"
-            (root / f"labels/{split}/{index}.txt").write_text(box, encoding="utf-8")
-    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [blue, green]\n", encoding="utf-8")
-    space = whole_skeleton("yolo11n.yaml")
-    return TrainJob(
-        model_yaml(space.skeleton, space.baseline, 2),
-        data=str(root / "data.yaml"),
-        root=str(root),
-        cache=str(tmp_path_factory.mktemp("cache")),
-        imgsz=64,
-        rungs=[2],
-        batch=8,
-        lr0=0.004,
-        held_out=0.25,
-        split_seed=0,
-        device="cpu",
-        threads=1,
-    )
+def job(training: TrainJob) -> TrainJob:
+    return training
 
 
 def trained(job: TrainJob, trial: int) -> tuple[dict, list]:
@@ -135,9 +108,36 @@ def test_out_of_memory_is_tried_again_with_half_the_batch(job: TrainJob, monkeyp
     assert seen == [(8, 1), (4, 2)] and told["halved"]
     assert "out of memory at batch 8" in reports[0]["note"]
     largest = 0
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MemoryError):
         train(asdict(job), 0, reports.append)
     assert len(seen) == 4
+
+
+def test_two_devices_train_what_one_trains(job: TrainJob, tmp_path: Path) -> None:
+    """Through the processes that GPUs have, on CPUs; and whatever number of them takes a training up goes on with it."""
+    dtype = tmp_path / "precision" / f"{precision._stamp(torch.device('cpu'))}.json"
+    dtype.parent.mkdir()
+    dtype.write_text('{"dtype": "torch.float32"}')
+    one = replace(job, rungs=[1, 4], cache=str(tmp_path), state=str(tmp_path / "state"))
+    two, reports = replace(one, devices=2, keep=str(tmp_path / "weights.pt"), names=["blue", "green"]), []
+    try:
+        first = train(asdict(replace(two, until=1)), 3, reports.append)
+        copy = shutil.copy(one.state, tmp_path / "copy")
+        rest = train(asdict(two), 3, reports.append)
+        assert [report["epoch"] for report in reports if report] == [1, 2, 3, 4]
+        assert (first["epochs"], rest["epochs"], rest["resumed_at"]) == (1, 4, 1) and rest["pid"] == first["pid"] != os.getpid()
+        assert not Path(one.state).exists() and YOLO(two.keep).names == {0: "blue", 1: "green"}
+        whole = train(asdict(replace(two, state=None)), 3, lambda report: None)
+        assert (whole["loss_curve"], whole["map"], whole["resumed_at"]) == (rest["loss_curve"], rest["map"], 0)
+        alone = train(asdict(replace(one, state=None)), 3, lambda report: None)
+        assert alone["loss_curve"][:2] == pytest.approx(whole["loss_curve"][:2], rel=0.01)
+        assert whole["map50"] > 0 and abs(alone["map50"] - whole["map50"]) < 0.2
+        taken_up = train(asdict(replace(one, state=copy)), 3, lambda report: None)
+        assert taken_up["resumed_at"] == 1 and list(taken_up["loss_curve"][:1]) == whole["loss_curve"][:1]
+        with pytest.raises(NasError, match="a batch of 1 images cannot be divided among 2 devices"):
+            train(asdict(replace(two, batch=1)), 3, lambda report: None)
+    finally:
+        disband()
 
 
 def test_equal_seeds_repeat_and_others_do_not(job: TrainJob) -> None:
