@@ -1,13 +1,18 @@
 #!/usr/bin/env python
-"""Several trainings at once on one device, through the `local` executor: trainings per hour and how busy the device is.
+"""Several trainings at once on one device, and one training on several, through the `local` executor: trainings per hour and
+how busy the devices are.
 
     scripts/bench_packing.py [--quick] [--data YAML] [--device cuda] [--imgsz 320] [--model yolo11n] [--epochs 5]
-                             [--at-once 1,2,4,8] [--trials 8] [--json OUT]
+                             [--at-once 1,2,4,8] [--trials 8] [--together 2,4] [--batch 8] [--json OUT]
 
 The same trainings are run one at a time and so many at once, in warm workers, each with the same settings as in a search;
 what they need of the data is decoded before. On a GPU `busy` is the driver's share of time in which a kernel ran, looked at
 every second; on a CPU the device is all cores, and `busy` the share of their time that was spent by anybody. Names in the
 JSON: `speed_up_N`, `per_hour_N` and `busy_N` for N at once.
+
+`--together` is for a host with so many GPUs, and says what `--gpus-per-trial` is worth: one training after the other, each on
+one GPU and then on N of them (`together_speed_up_N`, `together_seconds_N` a training). Left out, it is 2, 4 and 8 as far as
+there are GPUs. A batch is divided among them: with a small one (`--batch`) they have little to do.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import os
 import tempfile
 import time
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from nas.cache import cache_root
@@ -27,7 +32,7 @@ from nas.dataset.description import read_dataset
 from nas.execution.executor import Attempt, Progress, Result
 from nas.execution.local import LocalExecutor
 from nas.execution.work import TRAIN, TrainJob
-from nas.hardware import GpuMeter, cores, cuda_devices, threads_per_worker, worker_environment
+from nas.hardware import GpuMeter, cores, cuda_devices, most_gpus_alike, threads_per_worker, worker_environment
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.skeleton import read_skeleton
 
@@ -61,19 +66,23 @@ def _cpu_seconds() -> float | None:
 
 
 def measured(job: TrainJob, at_once: int, trials: int) -> tuple[float, float | None]:
-    """Seconds that `trials` trainings take, so many at once, once all workers are warm; how busy the device was meanwhile.
+    """Seconds that `trials` trainings take, so many at once, once all workers are warm; how busy the devices were meanwhile.
 
     Raises:
         SystemExit: a training fails.
     """
-    environments, names = worker_environment(at_once, job.device), iter(range(10**6))
+    environments, names = worker_environment(at_once, job.device, gpus_per_trial=job.devices), iter(range(10**6))
     with tempfile.TemporaryDirectory() as logs, closing(LocalExecutor(environments, {}, Path(logs))) as executor:
 
         def run(count: int, epochs: int, busy: Busy | None = None) -> None:
             left, running = count, 0
             while left or running:
                 while left and executor.free:
-                    payload = {**asdict(job), "rungs": [epochs], "threads": threads_per_worker(at_once, job.device)}
+                    payload = {
+                        **asdict(job),
+                        "rungs": [epochs],
+                        "threads": threads_per_worker(at_once * job.devices, job.device),
+                    }
                     executor.start(Attempt(str(next(names)), TRAIN, payload, seed=left))
                     left, running = left - 1, running + 1
                 for event in executor.poll(0.2):
@@ -100,6 +109,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--at-once", default="1,2,4,8")
     parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--together", help="devices for one training; CPUs, where --device cpu asks for them")
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     if options.quick:
@@ -112,7 +123,7 @@ def main() -> None:
         cache=str(cache_root()),
         imgsz=options.imgsz,
         rungs=[options.epochs],
-        batch=8,
+        batch=options.batch,
         lr0=0.004,
         held_out=0.2,
         split_seed=0,
@@ -134,6 +145,16 @@ def main() -> None:
             f"{at_once} at once: {3600 * options.trials / seconds:6.0f} trainings an hour, "
             f"{alone / seconds:.2f} times one at a time; {options.device} {share} busy"
         )
+    together = [int(word) for word in options.together.split(",")] if options.together else []
+    if options.together is None and options.device == "cuda":
+        together = [count for count in (2, 4, 8) if count <= most_gpus_alike()]
+    if together:
+        alone, _ = measured(job, 1, options.trials)
+        for count in together:
+            seconds, busy = measured(replace(job, devices=count), 1, options.trials)
+            each = seconds / options.trials
+            figures |= {f"together_speed_up_{count}": alone / seconds, f"together_seconds_{count}": each}
+            print(f"{count} devices for one training: {each:.1f} s each, {alone / seconds:.2f} times one device")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

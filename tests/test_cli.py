@@ -46,6 +46,7 @@ def nas(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["search", "--imgsz", "100"], ["not a multiple of 32", "use 96"]),
         (["search", "--imgsz", "big"], ["'big' is not a valid integer"]),
         (["search", "--workers", "0"], ["workers is 0"]),
+        (["search", "--gpus-per-trial", "1.5"], ["--gpus-per-trial 1.5", "a whole number: 1 or 2"]),
         (["search", "--epochs", "0"], ["epochs is 0"]),
         (["search", "--seed", "-1"], ["seed is -1"]),
         (["train", "nowhere"], ["nowhere"]),

@@ -100,6 +100,39 @@ def test_no_more_than_asked_for_and_gpus_in_shares_but_none_is_not_waited_for(th
 
 
 @pytest.mark.slow
+def test_several_gpus_for_a_trial(three: Nodes, tmp_path: Path, ticker: Tickers) -> None:
+    """On nodes that have so many; the processes on them stay warm, and end with their actor, or it with them."""
+    three.add(num_gpus=2)
+    with opened(three, tmp_path, gpus=2, cores=0) as executor:
+        room(executor)
+        end = end_of(executor, Attempt("echo", "attempts:echo", {"gpus": True}))
+        assert isinstance(end, Result) and end.data["gpus"] == "0,1"
+
+        def begun(key: str) -> tuple[Ticker, list[Ticker]]:
+            together = ticker(key, "gang")
+            room(executor)
+            executor.start(together.attempt)
+            both = [Ticker(together.folder / str(rank), together.attempt) for rank in range(2)]
+            for each in both:
+                each.wait()
+            return together, both
+
+        together, both = begun("a")
+        together.end()
+        *_, end = events_of(executor, "a")["a"]
+        assert isinstance(end, Result) and end.data["pid"] == both[0].pid
+        _, again = begun("b")
+        assert [each.pid for each in again] == [each.pid for each in both]
+        os.kill(again[1].pid, signal.SIGKILL)
+        *_, end = events_of(executor, "b")["b"]
+        assert isinstance(end, Lost) and end.reason == "its Ray actor died"
+        wait_until(lambda: not any(alive(each.pid) for each in again), "both end")
+        _, last = begun("c")
+        executor.stop("c")
+        wait_until(lambda: not any(alive(each.pid) for each in last), "they end with their actor")
+
+
+@pytest.mark.slow
 def test_a_dead_head_is_said_and_another_cluster_goes_on(tmp_path: Path, ticker: Tickers) -> None:
     with nodes(1) as first:
         with opened(first, tmp_path) as executor:
@@ -193,3 +226,4 @@ def test_how_many_actors_fit() -> None:
         0,
     ]
     assert (Offer(held).gpus, Offer(held).workers(1, 0.3), Offer([]).workers(1, 0)) == (2, 6, 1)
+    assert (Offer(held).most_gpus, Offer([]).most_gpus) == (2, 0)

@@ -140,6 +140,15 @@ def test_two_devices_train_what_one_trains(job: TrainJob, tmp_path: Path) -> Non
         disband()
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_cuda_devices_train_what_one_trains(job: TrainJob) -> None:
+    try:
+        one, two = (train(asdict(replace(job, device="cuda", devices=n)), 3, lambda report: None) for n in (1, 2))
+    finally:
+        disband()
+    assert one["loss_curve"] == pytest.approx(two["loss_curve"], rel=0.05)
+
+
 def test_equal_seeds_repeat_and_others_do_not(job: TrainJob) -> None:
     first, reports = trained(job, 1)
     torch.rand(7)  # what ran before in a warm worker does not matter
