@@ -249,6 +249,9 @@ def train_part(payload: Mapping[str, Any], seed: int, report: Report) -> dict[st
         if torch.cuda.device_count() < count:
             what = f"{torch.cuda.device_count()} CUDA devices on this worker, {count} are needed for a trial"
             raise UnreachableError(what, "lower --gpus-per-trial")
+        if len(models := {torch.cuda.get_device_name(index) for index in range(count)}) > 1:
+            what = f"the GPUs of one trial differ: {', '.join(sorted(models))}"
+            raise UnreachableError(what, "lower --gpus-per-trial, or search where a host has GPUs of one model")
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
     try:

@@ -13,6 +13,7 @@ from ultralytics import YOLO
 from nas.dataset.description import read_dataset
 from nas.dataset.labels import read_labels
 from nas.errors import NasError, UnreachableError
+from nas.execution import work
 from nas.execution.gang import disband
 from nas.execution.work import ScoreJob, TrainJob, images_of, price, scores, train, try_weights
 from nas.seeds import derive
@@ -111,6 +112,25 @@ def test_out_of_memory_is_tried_again_with_half_the_batch(job: TrainJob, monkeyp
     with pytest.raises(MemoryError):
         train(asdict(job), 0, reports.append)
     assert len(seen) == 4
+
+
+def test_out_of_memory_on_several_devices(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the batch, as long as each has an image of it."""
+    seen: list = []
+
+    def scarce(count, kind, payload, seed, report):
+        seen.append((count, payload["job"]["batch"], payload["halved"]))
+        if not payload["halved"]:
+            raise MemoryError
+        return {"map": 0.5}
+
+    monkeypatch.setattr(work, "together", scarce)
+    reports: list = []
+    assert train(asdict(replace(job, devices=4)), 0, reports.append) == {"map": 0.5, "halved": True}
+    assert seen == [(4, 8, False), (4, 8, True)] and "out of memory at batch 8" in reports[0]["note"]
+    with pytest.raises(MemoryError):
+        train(asdict(replace(job, devices=8)), 0, reports.append)
+    assert len(seen) == 3
 
 
 def test_two_devices_train_what_one_trains(job: TrainJob, tmp_path: Path) -> None:
