@@ -1,9 +1,8 @@
 """Processes that carry out one attempt together, one for each device of a trial.
 
 Each is a worker (`nas.execution.process`), warm, and ends with the process that began it, which is one itself. They meet in a
-file (`nas.training.peers`). What the first tells counts. Where one raises, the others wait for it in vain: they are ended, and
-others begin with the next attempt. Where one dies, whoever began them is told to die too: nothing says that the attempt is at
-fault.
+file (`nas.training.peers`). What the first tells counts. Where one raises, the others wait for it in vain: all are ended, and
+others begin with the next attempt. Where one dies, so does whoever began them: nothing says that the attempt is at fault.
 """
 
 from __future__ import annotations
@@ -114,11 +113,6 @@ class Gang:
             raise MemoryError
         raise FailedTogetherError(bad[0].reason, bad[0].detail)
 
-    @property
-    def usable(self) -> bool:
-        """Whether all wait for the next attempt."""
-        return all(member.attempt is None and not member.stopped and member.lives for member in self.members)
-
 
 class _Present:
     """The gang of this process."""
@@ -130,15 +124,14 @@ def together(
     count: int, kind: str, payload: Mapping[str, Any], seed: int, report: Callable[[Mapping[str, Any]], None]
 ) -> Mapping[str, Any]:
     """Have so many processes of this one's carry something out; they stay for the next time. Raises as `Gang.run`."""
-    gang = _Present.gang
-    if gang is not None and (gang.count != count or not gang.usable):
+    if _Present.gang is not None and _Present.gang.count != count:
         disband()
     gang = _Present.gang = _Present.gang or Gang(count)
     try:
         return gang.run(kind, payload, seed, report)
-    finally:
-        if not gang.usable:
-            disband()
+    except BaseException:
+        disband()  # nobody knows how far each of them came
+        raise
 
 
 def disband() -> None:

@@ -85,10 +85,6 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def lives(self) -> bool:
-        return self._process.poll() is None
-
     def send(self, attempt: Attempt) -> None:
         """Hand over an attempt; its seconds count from now, or from when the process becomes ready."""
         self.attempt = attempt
