@@ -27,6 +27,8 @@ QUIET: Mapping[str, Any] = {"include_dashboard": False, "log_to_driver": False, 
 LOOK_SECONDS = 2.0
 REFUSED_SECONDS, SILENT_SECONDS = 5.0, 30.0  # after so long a head is gone: its host answers for it, or nobody does
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+LATENCY = "latency"  # the custom resource of nodes on which latency is measured
+OFFER = """ray start --address=HEAD:6379 --resources='{"latency": 1}'"""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,11 @@ def offer(address: str) -> Offer:
     cluster = Cluster(address, 1)
     cluster.leave()
     return Offer(cluster.nodes)
+
+
+def done(call: Any) -> bool:
+    """Whether a call to an actor has ended, one way or the other."""
+    return bool(ray.wait([call], timeout=0)[0])
 
 
 def _living() -> list[Node]:
