@@ -62,6 +62,7 @@ def require(door: Door, address: str) -> None:
 
 
 START = "start one with: ray start --head"
+OFFER = """ray start --address=HEAD:6379 --resources='{"latency": 1}'"""  # to offer to measure latency
 
 
 def asked_of_environment() -> str | None:

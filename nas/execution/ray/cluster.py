@@ -9,26 +9,28 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nas.errors import InputError, UnreachableError
+from nas.errors import InputError, NasError, UnreachableError
 from nas.execution.ray.address import AUTO, CLIENT, Door, asked_of_environment, door_of, require
 from nas.execution.security import CURE, exposed
+from nas.latency.site import Site, as_sent, differences, site
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 QUIET: Mapping[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 LOOK_SECONDS = 2.0
 REFUSED_SECONDS, SILENT_SECONDS = 5.0, 30.0  # after so long a head is gone: its host answers for it, or nobody does
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+ASK_SECONDS = 60.0
 LATENCY = "latency"  # the custom resource of nodes on which latency is measured
-OFFER = """ray start --address=HEAD:6379 --resources='{"latency": 1}'"""
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,10 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a cluster has now."""
+    """What a cluster has now: nodes, and the one that offers to measure latency, if one does."""
 
     nodes: Sequence[Node]
+    site: Site | None = None
 
     @property
     def gpus(self) -> int:
@@ -168,11 +171,58 @@ class Offer:
         return max(1, int(fit(self.nodes, Needs(cores, gpus))))
 
 
-def offer(address: str) -> Offer:
-    """What a cluster has. Raises as `Cluster`."""
+def offer(address: str, target: str | None = None) -> Offer:
+    """What a cluster has.
+
+    Args:
+        target: what latency is to be measured on, where it may be on a node that declares the resource `latency`.
+
+    Raises:
+        InputError: as `Cluster`; also where there is no such target, or where nodes offer to measure that are not alike.
+        UnreachableError: as `Cluster`; also where the target is not there.
+    """
     cluster = Cluster(address, 1)
-    cluster.leave()
-    return Offer(cluster.nodes)
+    try:
+        return Offer(cluster.nodes, None if target is None else _site(cluster, target))
+    finally:
+        cluster.leave()
+
+
+def _site(cluster: Cluster, target: str) -> Site | None:
+    """The target on the first of the nodes that offer to measure; all of them must be alike."""
+    found: list[Site] = []
+    for node in offering(cluster.nodes):
+        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        # Ray would hide the GPUs from what takes none of them.
+        options = {"scheduling_strategy": there, "runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}}
+        asked = ray.remote(num_cpus=0, max_retries=1)(_look_around).options(**options).remote(target)
+        try:
+            told: Site | tuple[type[NasError], str, str | None] = ray.get(asked, timeout=ASK_SECONDS)
+        except (RayError, TimeoutError) as error:
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise UnreachableError(f"{node.host} offers `{LATENCY}` and does not answer: {last}", "see to it") from error
+        if isinstance(told, tuple):
+            kind, message, hint = told
+            raise kind(f"{message}, on {node.host}, which offers `{LATENCY}`", hint)
+        found.append(replace(told, stamp=as_sent(told.stamp), host=node.host))
+    for other in found[1:]:
+        if unlike := differences(found[0].stamp, other.stamp, but_for_host=True):
+            what = f"{found[0].host} and {other.host} both offer `{LATENCY}` and are not alike: {'; '.join(unlike)}"
+            raise InputError(what.replace(", now ", " and "), "offer it on one of them, or on hosts that are alike")
+    return found[0] if found else None
+
+
+def _look_around(target: str) -> Site | tuple[type[NasError], str, str | None]:
+    """The target on this node, or what is wrong with it: an error of ours would arrive as one of Ray's."""
+    try:
+        return site(target)
+    except NasError as error:
+        return type(error), error.message, error.hint
+
+
+def offering(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes that offer to measure latency."""
+    return [node for node in nodes if node.has.get(LATENCY, 0.0) >= 1]
 
 
 def done(call: Any) -> bool:

@@ -26,7 +26,8 @@ from nas.execution.executor import Attempt, Event, Failed, Lost, Progress
 from nas.execution.local import MAX_STILLBORN, LocalExecutor
 from nas.execution.mirror import Parcel, Receiver, Sender, Tail, append
 from nas.execution.process import as_message, last_lines
-from nas.execution.ray.cluster import LATENCY, OFFER, Cluster, done
+from nas.execution.ray.address import OFFER
+from nas.execution.ray.cluster import LATENCY, Cluster, done, offering
 from nas.execution.ray.place import Place, settled, this_host
 from nas.execution.still import Pids, Still, resume
 from nas.hardware import gpus
@@ -330,7 +331,7 @@ class LaneThere:
             self._send(self._attempt)
 
     def _missing(self) -> UnreachableError:
-        if any(node.has.get(LATENCY, 0.0) >= 1 for node in self._cluster.nodes):
+        if offering(self._cluster.nodes):
             what = f"another search measures on the host of the Ray cluster at {self._cluster.address} that offers `latency`"
             return UnreachableError(what, "wait for it to end, or offer `latency` on another host that is alike")
         what = f"no host of the Ray cluster at {self._cluster.address} offers `latency` any more"
