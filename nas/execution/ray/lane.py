@@ -331,10 +331,11 @@ class LaneThere:
             self._send(self._attempt)
 
     def _missing(self) -> UnreachableError:
+        waited = f"{self._patience:.0f} s"
         if offering(self._cluster.nodes):
-            what = f"another search measures on the host of the Ray cluster at {self._cluster.address} that offers `latency`"
-            return UnreachableError(what, "wait for it to end, or offer `latency` on another host that is alike")
-        what = f"no host of the Ray cluster at {self._cluster.address} offers `latency` any more"
+            what = f"the host of the Ray cluster at {self._cluster.address} that offers `latency` has been taken for {waited}"
+            return UnreachableError(what, "another search measures there: wait for it to end; or that host is very slow")
+        what = f"no host of the Ray cluster at {self._cluster.address} has offered `latency` for {waited}"
         return UnreachableError(what, f"nothing is lost: on that host, {OFFER}; then nas search --resume RUN")
 
     def _send(self, attempt: Attempt) -> None:
