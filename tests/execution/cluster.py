@@ -38,11 +38,16 @@ class Nodes:
         self._next += 1
         return node
 
-    def add_stranger(self, cache: Path, *hidden: Path, name: str = "stranger", latency: int = 0) -> subprocess.Popen[bytes]:
-        """One more node with one CPU: a host of its own to all that can be seen, with its own name and process numbers, a cache of
-        its own and nothing in some folders of this host; it may offer to measure latency. It ends with the process returned.
+    def add_stranger(
+        self, cache: Path, *hidden: Path, name: str = "stranger", latency: int = 0, cpuinfo: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """One more node with one CPU: a host of its own to all that can be seen, with its own name and process numbers, a cache
+        of its own and nothing in some folders of this host; it may offer to measure latency, and have another processor. It
+        ends with the process returned.
         """
-        mounts = " && ".join(f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}" for folder in hidden)
+        made = [f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}" for folder in hidden]
+        made += [f"mount --bind {shlex.quote(str(cpuinfo))} /proc/cpuinfo"] if cpuinfo else []
+        mounts = " && ".join(made)
         words = ["start", f"--address={self.address}", f"--node-ip-address=127.0.0.{self._next}", "--num-cpus=1", "--block"]
         words += [f"--resources={json.dumps({'latency': latency})}"] if latency else []
         start = [sys.executable, "-c", "from ray.scripts.scripts import cli; cli()", *words]

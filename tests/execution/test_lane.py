@@ -167,7 +167,7 @@ def test_raylet_killed_in_the_middle_leaves_nobody_standing(tmp_path: Path, tick
         with opened(found, tmp_path / "logs") as executor:
             executor.start((running := ticker("running")).attempt)
             running.wait()
-            times(executor, lane := ticker("lane", "quiet"))
+            times(executor, ticker("lane", "quiet"))
             actor = next(pid for pid in ray_processes(b"ray::Actor"))
             measuring = next(child for child in children(lane_actor(), "nas.execution.worker"))
             wait_until(lambda: stands(actor), "it stands still")
@@ -189,5 +189,11 @@ def test_hosts_that_are_not_alike_are_refused_and_one_that_is_taken_is_said(tmp_
             room(first)
             with pytest.raises(UnreachableError, match="has been taken for 15 s"), opened(found, tmp_path, lane_patience=15):
                 pass
+        cpuinfo = tmp_path / "cpuinfo"
+        cpuinfo.write_text("model name\t: Cray-1\n")
+        found.add_stranger(tmp_path / "cache", latency=1, name="two", cpuinfo=cpuinfo)
+        wait_until(lambda: len(offer(found.address).nodes) == 3, "it is there")
+        with pytest.raises(InputError, match=r"127\.0\.0\.4 both offer `latency` and are not alike: .*Cray-1"):
+            offer(found.address, "auto")
         with pytest.raises(InputError, match=r"unknown target 'cpu:onnx', on 127\.0\.0\.3, which offers `latency`"):
             offer(found.address, "cpu:onnx")
