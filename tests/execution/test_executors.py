@@ -36,12 +36,25 @@ def one_ray() -> Iterator[None]:
 ON_A_NODE = pytest.param("ray, the lane on a node", marks=pytest.mark.slow)
 
 
-@pytest.fixture(scope="module", params=["local", "ray", ON_A_NODE])
+BY_CLIENT = pytest.param("ray client, the lane on a node", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["local", "ray", ON_A_NODE, BY_CLIENT])
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
     """Makes an executor of so many workers; one Ray serves all of them."""
     logs = tmp_path_factory.mktemp("logs")
     if request.param == "local":
         yield lambda workers: LocalExecutor([WORKER] * workers, WORKER, logs)
+        return
+    if "client" in request.param:
+        pytest.importorskip("grpc")
+        from cluster import nodes
+
+        from nas.execution.ray.executor import RayExecutor
+
+        with nodes(0, num_cpus=8, resources={"latency": 2}, ray_client_server_port=25001):
+            settings = {"address": "ray://127.0.0.2:25001", "offered": True}
+            yield lambda workers: RayExecutor(WORKER, WORKER, logs, workers=workers, **settings)
         return
     with one_ray():
         from nas.execution.ray.executor import RayExecutor

@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 QUIET: Mapping[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 LOOK_SECONDS = 2.0
+SLOW_SECONDS = 5.0  # an answer of the head that takes longer does not come
 REFUSED_SECONDS, SILENT_SECONDS = 5.0, 30.0  # after so long a head is gone: its host answers for it, or nobody does
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 ASK_SECONDS = 60.0
@@ -95,10 +96,12 @@ class Cluster:
         if door is None or not str(address).startswith(CLIENT):
             door = door_of(ray.get_runtime_context().gcs_address)
         self.address = address if address not in {None, AUTO} else str(door)
+        self._cut = _cut_off() if self.address.startswith(CLIENT) else ()
         self._door: Door = door or Door("127.0.0.1", 0)
         self.nodes = _living()
         self._hosts = {node.id: node.host for node in self.nodes}
         self._failing: float | None = None
+        self._asked: float | None = None
         self._silent = False
         self._ended, self._wake = threading.Event(), threading.Event()
         # Whoever asks Ray for the nodes when the head dies never returns: a thread of its own, and another one that knocks.
@@ -128,6 +131,21 @@ class Cluster:
         """Something has changed: look at the nodes soon."""
         self._wake.set()
 
+    @contextlib.contextmanager
+    def reached(self) -> Iterator[None]:
+        """Around what asks the cluster: a connection that has broken off is one of our errors. Raises UnreachableError."""
+        try:
+            yield
+        except self._cut as error:
+            raise self.lost() from error
+
+    def lost(self) -> UnreachableError:
+        """That it is gone, to be raised."""
+        what = f"the Ray cluster at {self.address} is gone"
+        return UnreachableError(
+            what, "nothing is lost: start it again, then nas search --resume RUN (--address for another one)"
+        )
+
     def leave(self) -> None:
         """Disconnect, and end a cluster of our own."""
         self._ended.set()
@@ -138,6 +156,9 @@ class Cluster:
     def _knock(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             problem = self._door.knock()
+            asked = self._asked
+            if problem is None and asked is not None and time.monotonic() - asked > SLOW_SECONDS:
+                problem = TimeoutError()  # behind the port of Ray Client there is nobody any more
             self._silent = isinstance(problem, TimeoutError)
             if problem is None:
                 self._failing = None
@@ -149,10 +170,12 @@ class Cluster:
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
             if self.answers and not self._ended.is_set():
+                self._asked = time.monotonic()
                 # the head ends, or we do in the middle of it: who knocks will tell
-                with contextlib.suppress(RayError, RuntimeError, OSError, AttributeError):
+                with contextlib.suppress(RayError, RuntimeError, OSError, AttributeError, *self._cut):
                     self.nodes = _living()
                     self._hosts |= {node.id: node.host for node in self.nodes}
+                self._asked = None
 
 
 @dataclass(frozen=True)
@@ -230,6 +253,11 @@ def done(call: Any) -> bool:
     return bool(ray.wait([call], timeout=0)[0])
 
 
+def _cut_off() -> tuple[type[Exception], ...]:
+    """What Ray Client raises when its connection has broken off."""
+    return ConnectionError, importlib.import_module("grpc").RpcError
+
+
 def _living() -> list[Node]:
     return [Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
 
@@ -276,11 +304,13 @@ def _hush() -> None:
 def _explained(address: str | None) -> Iterator[None]:
     try:
         yield
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
         what = "Ray cannot be started" if address is None else f"no Ray cluster can be reached at {address}"
         cure = (
             "use --executor local"
             if address is None
             else "see `ray status` there; if its head asks for a token: RAY_AUTH_MODE=token"
         )
-        raise UnreachableError(f"{what}: {str(error).strip().splitlines()[0]}", cure) from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        why = f"{lines[0]} {lines[-1].strip()}" if lines[0].endswith(":") else lines[0]  # Ray Client sends a traceback along
+        raise UnreachableError(f"{what}: {why}", cure) from error

@@ -5,6 +5,7 @@ Latency is measured on a node that offers it, or else on this host; while the la
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import uuid
@@ -96,17 +97,41 @@ class RayExecutor:
         return self._lane.lane_free
 
     def start(self, attempt: Attempt) -> None:
-        if attempt.quiet:
-            self._lane.start(attempt)
-            return
-        slot = next((s for s in self._slots if s.up and s.attempt is None), None)
-        if slot is None:
-            raise RuntimeError("no actor is free")
-        slot.start(attempt)
+        with self._cluster.reached():
+            if attempt.quiet:
+                self._lane.start(attempt)
+                return
+            slot = next((s for s in self._slots if s.up and s.attempt is None), None)
+            if slot is None:
+                raise RuntimeError("no actor is free")
+            slot.start(attempt)
 
     def poll(self, timeout: float) -> list[Event]:
         """Returns early when an actor has come up. Raises UnreachableError when the cluster is gone or has no place for any
         actor, and when actors die before they are up, again and again."""
+        with self._cluster.reached():
+            return self._polled(timeout)
+
+    def stop(self, key: str) -> float:
+        with self._cluster.reached():
+            for slot in self._slots:
+                if slot.attempt and slot.attempt.key == key:
+                    seconds = slot.seconds
+                    self._drop(slot)
+                    return seconds
+            return self._lane.stop(key)
+
+    def close(self) -> None:
+        with contextlib.suppress(UnreachableError), self._cluster.reached():
+            self._lane.close()
+            for slot in self._slots:
+                slot.kill(headless=not self._cluster.answers)
+        self._slots = []
+        if self._token:
+            self._token.unlink(missing_ok=True)
+        self._cluster.leave()
+
+    def _polled(self, timeout: float) -> list[Event]:
         deadline = time.monotonic() + timeout
         while True:
             self._look()
@@ -122,30 +147,10 @@ class RayExecutor:
             else:
                 time.sleep(min(left, POLL_SECONDS))
 
-    def stop(self, key: str) -> float:
-        for slot in self._slots:
-            if slot.attempt and slot.attempt.key == key:
-                seconds = slot.seconds
-                self._drop(slot)
-                return seconds
-        return self._lane.stop(key)
-
-    def close(self) -> None:
-        self._lane.close()
-        for slot in self._slots:
-            slot.kill(headless=not self._cluster.answers)
-        self._slots = []
-        if self._token:
-            self._token.unlink(missing_ok=True)
-        self._cluster.leave()
-
     def _look(self) -> None:
         """As many slots as the cluster holds now."""
         if self._cluster.gone:
-            raise UnreachableError(
-                f"the Ray cluster at {self._cluster.address} is gone",
-                "nothing is lost: start it again, then nas search --resume RUN (--address for another one)",
-            )
+            raise self._cluster.lost()
         place = fit(self._cluster.nodes, self._needs)
         wanted = min(self._most, place)
         while len(self._slots) < wanted < math.inf:
