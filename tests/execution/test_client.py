@@ -61,10 +61,12 @@ def test_nodes_come_and_die_and_a_dead_head_is_said(tmp_path: Path, ticker: Tick
 
 
 def test_a_cut_connection_is_said(tmp_path: Path, ticker: Tickers) -> None:
-    with cluster(1), closing(RayExecutor(WORKER, WORKER, tmp_path, address=ADDRESS)) as executor:
+    with cluster(1) as found, closing(RayExecutor(WORKER, WORKER, tmp_path, address=ADDRESS)) as executor:
         executor.start((running := ticker("running")).attempt)
         running.wait()
-        servers = [process.pid for process in psutil.process_iter() if "ray.util.client.server" in process.cmdline()]
+        lines = {process.pid: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
+        ours = {pid: line for pid, line in lines.items() if any(found.address in word for word in line)}
+        servers = [pid for pid, line in ours.items() if "ray.util.client.server" in line]
         assert servers
         for pid in servers:
             os.kill(pid, signal.SIGKILL)

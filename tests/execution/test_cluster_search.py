@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from harness import wait_until
 
 from nas.dataset.builtin import builtin_dataset
 from nas.dataset.description import read_dataset
+from nas.execution.ray.address import Door
 from nas.execution.ray.cluster import offer
 from nas.latency.cache import LatencyCache
 from nas.latency.target import Target
@@ -63,9 +63,6 @@ def test_what_is_no_cluster_is_said_before_anything_is_written(home: Path) -> No
         ):
             found, told = end(begin(home, "--data", "small.yaml", "--address", address))
             assert (found, words in told) == (code, True), told
-    if importlib.util.find_spec("grpc") is None:
-        found, told = end(begin(home, "--address", "ray://127.0.0.2:10001"))
-        assert found == 2 and 'pip install "ray[client]"' in told
     assert not (home / "results").exists()
 
 
@@ -167,3 +164,22 @@ def test_latency_is_measured_on_the_host_that_offers_it_and_kept_as_its_own(
         assert code == 0 and "lane: 127.0.0.5" in (run / "run.yaml").read_text(), told
         code, told = end(begin(home, "--resume", "search", "--executor", "local", "--add-budget", "1trials"))
         assert code == 2 and "has measured latencies on" in told, told
+
+
+@pytest.mark.slow
+def test_a_search_by_ray_client_and_one_that_is_killed(home: Path) -> None:
+    pytest.importorskip("grpc")
+    log = home / "results" / "search" / "search.log"
+    tiny = "--data small.yaml --imgsz 32 --epochs 1 --confirm 0 --allow-noisy".split()
+    with nodes(1, ray_client_server_port=25004):
+        address = "ray://127.0.0.2:25004"
+        wait_until(lambda: Door("127.0.0.2", 25004).knock() is None, "its port is open")
+        code, told = end(begin(home, "--address", address, *tiny, "--budget", "2trials"))
+        assert code == 0, told[-3000:]
+        rows = (home / "results" / "search" / "trials.csv").read_text().splitlines()
+        assert sum(",done," in row for row in rows) == 2
+        search = begin(home, "--resume", "search", "--budget", "500trials")
+        wait_until(lambda: log.read_text().count("done: ") >= 3, "a trial is done")
+        search.kill()
+        search.communicate()
+        wait_until(lambda: not ray_processes(b"ray::Actor"), "nothing of it is left")

@@ -96,7 +96,8 @@ class Cluster:
         if door is None or not str(address).startswith(CLIENT):
             door = door_of(ray.get_runtime_context().gcs_address)
         self.address = address if address not in {None, AUTO} else str(door)
-        self._cut = _cut_off() if self.address.startswith(CLIENT) else ()
+        self._client = self.address.startswith(CLIENT)
+        self._lapses = (Exception,) if self._client else (RayError, RuntimeError, OSError, AttributeError)
         self._door: Door = door or Door("127.0.0.1", 0)
         self.nodes = _living()
         self._hosts = {node.id: node.host for node in self.nodes}
@@ -136,8 +137,12 @@ class Cluster:
         """Around what asks the cluster: a connection that has broken off is one of our errors. Raises UnreachableError."""
         try:
             yield
-        except self._cut as error:
-            raise self.lost() from error
+        except NasError:
+            raise
+        except Exception as error:
+            if self._client and _cut_off(error):
+                raise self.lost() from error
+            raise
 
     def lost(self) -> UnreachableError:
         """That it is gone, to be raised."""
@@ -172,7 +177,7 @@ class Cluster:
             if self.answers and not self._ended.is_set():
                 self._asked = time.monotonic()
                 # the head ends, or we do in the middle of it: who knocks will tell
-                with contextlib.suppress(RayError, RuntimeError, OSError, AttributeError, *self._cut):
+                with contextlib.suppress(*self._lapses):
                     self.nodes = _living()
                     self._hosts |= {node.id: node.host for node in self.nodes}
                 self._asked = None
@@ -253,9 +258,10 @@ def done(call: Any) -> bool:
     return bool(ray.wait([call], timeout=0)[0])
 
 
-def _cut_off() -> tuple[type[Exception], ...]:
-    """What Ray Client raises when its connection has broken off."""
-    return ConnectionError, importlib.import_module("grpc").RpcError
+def _cut_off(error: Exception) -> bool:
+    """Whether Ray Client has raised this for a connection that has broken off; for that it also has bare exceptions."""
+    broken: Any = ConnectionError, importlib.import_module("grpc").RpcError
+    return isinstance(error, broken) or not ray.util.client.ray.is_connected()
 
 
 def _living() -> list[Node]:
