@@ -279,9 +279,19 @@ def _connect(address: str | None, door: Door | None, cores: int) -> None:
     if door is not None:
         require(door, address)
     found = address == AUTO and asked_of_environment() is None
-    if why := exposed(AUTO if found else str(door or address)):
-        raise InputError(f"the Ray cluster at {door or address} is open to other hosts: {why}", CURE)
+    _refuse_exposed(AUTO if found else str(door or address), door or address)
     ray.init(address=address, runtime_env={"py_modules": _code(), "excludes": ["__pycache__"]}, **QUIET)
+    if address.startswith(CLIENT):  # its port may be on loopback alone, and the head itself on all interfaces
+        try:
+            _refuse_exposed(ray.get_runtime_context().gcs_address, address)
+        except InputError:
+            ray.shutdown()
+            raise
+
+
+def _refuse_exposed(address: str, named: object) -> None:
+    if why := exposed(address):
+        raise InputError(f"the Ray cluster at {named} is open to other hosts: {why}", CURE)
 
 
 def _found() -> Door | None:
