@@ -25,8 +25,9 @@ from nas.hardware import cuda_devices
 from nas.hosts import offer_of, place, placed_again, trials_at_once
 from nas.latency.calibrate import calibration_set
 from nas.latency.probes import Probes, minutes, seconds_per_probe, write_probes
+from nas.latency.site import Site, site
 from nas.latency.table import MIN_ROWS, read_table
-from nas.latency.target import TABLE, Target, chosen_because, parse_imgsz
+from nas.latency.target import TABLE, Target, parse_imgsz
 from nas.origin import other_machine, other_versions
 from nas.prior import Prior, read_prior
 from nas.reprice import Repriced
@@ -149,12 +150,12 @@ def search(
         if asked.own:
             folders.write_blocks(folder, asked.own, asked.files)
         folders.write_config(folder, config, command)
-        dataset, machine = asked.dataset, Target.parse(config.target).stamp()
-        folders.write_manifest(folder, dataset.digest, dataset.names, machine, asked.digest)
+        dataset, stamp = asked.dataset, asked.measured_on.stamp
+        folders.write_manifest(folder, dataset.digest, dataset.names, stamp, asked.digest)
         write_inputs(folder, described(asked.space), dataset.files)
         Store(folder, create=True).close()
     with folders.removed_on_failure(folder, StartError), _study_removed_on_failure(folder, StartError):
-        return run_session(folder, config, dataset, progress or Quiet(), command, asked.notes, asked.prior)
+        return run_session(folder, config, dataset, progress or Quiet(), command, asked.notes, asked.prior, stamp)
 
 
 @contextlib.contextmanager
@@ -179,7 +180,8 @@ def dry_run(*, progress: Progress, **options: Any) -> list[str]:
 
     asked = _check(**options)
     blocks = [str(path.absolute()) for path in asked.files]
-    lines = forecast(asked.config, asked.space, asked.dataset, blocks, asked.digest, progress.say)
+    stamp = asked.measured_on.stamp
+    lines = forecast(asked.config, asked.space, asked.dataset, blocks, asked.digest, progress.say, stamp)
     return [*asked.notes, *lines]
 
 
@@ -208,15 +210,15 @@ def resume(
     """
     folder = folders.find_folder(str(run))
     config, command = folders.read_config(folder)
-    config = placed_again(replace(config, **changes), changes)
+    config, there = placed_again(replace(config, **changes), changes)
     if add_budget is not None:
         config = replace(config, budget=Budget.parse(config.budget).plus(Budget.parse(add_budget)).text)
     if storage is not None:
         if config.storage is None:
             raise InputError(f"--storage: {folder} keeps its study in its own folder", "leave it out")
         config = replace(config, storage=parse_storage(storage))
-    measured_on, _ = _target(config.target, config.imgsz)
-    config = replace(config, target=str(measured_on))
+    measured_on = there.at(config.imgsz) if there else _site(config.target, config.imgsz)
+    config = replace(config, target=str(measured_on.target))
     _load_again(folder, _paths(blocks))
     manifest, own = folders.read_manifest(folder), read_space(folder / "space.yaml")
     dataset = _dataset(config.data, own.skeleton)
@@ -226,10 +228,11 @@ def resume(
     if other := other_machine(manifest, measured_on):
         what = f"{folder} has measured latencies on {'; '.join(other)}: the two cannot be compared"
         raise InputError(what, f"go on with it where it began, or begin a new run that learns from it: --from {folder}")
-    notes = (
+    notes = [f"latency is measured on {measured_on}"] if there else []
+    notes += (
         [f"{folder} began with {'; '.join(other)}: results may differ a little"] if (other := other_versions(manifest)) else []
     )
-    return run_session(folder, config, dataset, progress or Quiet(), command, notes)
+    return run_session(folder, config, dataset, progress or Quiet(), command, notes, stamp=measured_on.stamp)
 
 
 def probes(
@@ -318,6 +321,7 @@ class _Asked:
     digest: str | None
     notes: list[str]
     prior: Prior
+    measured_on: Site
 
 
 def _check(
@@ -350,7 +354,7 @@ def _check(
     if device not in {"auto", "cpu", "cuda"}:
         raise InputError(f"unknown device '{device}'", "give auto, cpu or cuda")
     executor, address = place(executor, address)
-    cluster = offer_of(address) if address else None
+    cluster = offer_of(address, None if target.strip().startswith(f"{TABLE}:") else target) if address else None
     gpus = 0 if device == "cpu" else cluster.gpus if cluster else cuda_devices()
     if device == "cuda" and gpus == 0:
         raise UnreachableError(f"--device cuda: no CUDA device found{f' at {address}' * bool(address)}", "use --device cpu")
@@ -361,9 +365,10 @@ def _check(
     dataset = _dataset(BUILT_IN if data is None else str(data), asked.skeleton)
     checkpoint = None if weights is None else _checkpoint(weights)
     imgsz = _image_size(target, asked.skeleton, imgsz, 192 if data is None else 640)
-    measured_on, note = _target(target, imgsz)
+    there = cluster.site if cluster else None
+    measured_on = there.at(imgsz) if there else _site(target, imgsz)
     earlier: Prior = ()
-    notes = [note]
+    notes = [f"latency is measured on {measured_on}"]
     if prior is not None:
         before = folders.find_folder(str(prior))
         earlier = read_prior(before, asked)
@@ -374,12 +379,13 @@ def _check(
         data=BUILT_IN if data is None else str(dataset.yaml),
         space=str(path.absolute() if Path(space).is_file() else space),
         budget=budget,
-        target=str(measured_on),
+        target=str(measured_on.target),
         imgsz=imgsz,
         sampler=sampler,
         executor=executor,
         address=address,
         workers=at_once,
+        lane=measured_on.host,
         elastic=cluster is not None and workers is None,
         gpus_per_trial=gpus_per_trial,
         device="cuda" if gpus else "cpu",
@@ -394,7 +400,7 @@ def _check(
     )
     _admit(own, asked)
     digest = None if checkpoint is None else _digest(checkpoint)
-    return _Asked(config, path, asked, files, list(own), dataset, digest, notes, earlier)
+    return _Asked(config, path, asked, files, list(own), dataset, digest, notes, earlier, measured_on)
 
 
 def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -430,24 +436,21 @@ def _load_again(folder: Path, files: Sequence[Path]) -> None:
 
 def _image_size(target: str, skeleton: Skeleton, imgsz: int | None, default: int) -> int:
     """The image size of a search: what was asked for, else that of its table, else the default. Raises InputError."""
-    found = Target.parse(target)
-    if found.kind == TABLE:
+    if target.strip().startswith(f"{TABLE}:"):
+        found = Target.parse(target)
         return image_size(read_table(Path(found.file), skeleton), imgsz, default)
     return default if imgsz is None else imgsz
 
 
-def _target(name: str, imgsz: int) -> tuple[Target, str]:
-    """A target that this machine can measure on, with its image size, and a line that says what it is and why it was taken.
+def _site(name: str, imgsz: int) -> Site:
+    """A target that this machine can measure on, or a table by its absolute path, with its image size.
 
     Raises:
         InputError: it has no such name.
         UnreachableError: it is not there.
     """
-    target = Target.parse(name).at(imgsz)
-    if target.kind == TABLE:
-        target = replace(target, file=str(Path(target.file).absolute()))
-    target.require()
-    return target, f"latency is measured on {target}{chosen_because(name)}"
+    target = Target.parse(name)
+    return site(str(replace(target, file=str(Path(target.file).absolute()))) if target.kind == TABLE else name).at(imgsz)
 
 
 def _dataset(name: str, skeleton: Skeleton) -> Dataset:

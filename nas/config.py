@@ -173,6 +173,7 @@ class RunConfig:
         sampler: who proposes.
         executor: who runs the proxy trainings.
         address: of the Ray cluster that runs them (see `nas.execution.ray.address`); None for one of our own.
+        lane: the host of that cluster on which latency is measured; None for the one on which the search runs.
         workers: trials trained at the same time; where `elastic`, only how many the cluster held in the beginning.
         elastic: whether as many are trained at once as the cluster holds.
         gpus_per_trial: how many GPUs a training holds: a share of one that others share with it, or a whole number.
@@ -208,6 +209,7 @@ class RunConfig:
     sampler: str = "front"
     executor: str = "local"
     address: str | None = None
+    lane: str | None = None
     workers: int = 1
     elastic: bool = False
     gpus_per_trial: float = 1.0

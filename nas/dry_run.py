@@ -149,6 +149,7 @@ def forecast(
     blocks: Sequence[str],
     digest: str | None,
     say: Callable[[str], None],
+    stamp: Mapping[str, str],
 ) -> list[str]:
     """What a search would find and could afford, in lines.
 
@@ -157,6 +158,7 @@ def forecast(
         blocks: the user's block files, absolute.
         digest: of the checkpoint that proxies start from, if there is one.
         say: told what is going on.
+        stamp: of what latency is measured on.
 
     Raises:
         InfeasibleError: nothing that was priced is within the limits.
@@ -171,7 +173,7 @@ def forecast(
             lines.append(f"weights    {try_weights(WeightsJob(model, config.weights, list(blocks)), executor, Path(name))[0]}")
         lane: list[float] = []
         target = Target.parse(config.target)
-        known, table = LatencyCache(cache_root() / "latency", target, digest), table_prices(target, space, [])
+        known, table = LatencyCache(cache_root() / "latency", target, digest, stamp), table_prices(target, space, [])
         pricing = Pricing(config, space, dataset.nc, executor, known, blocks, lane.append, table)
         say(f"pricing architectures on {config.target}")
         probed, _ = _measured(pricing, (space.baseline, *space.smallest(config.imgsz)), math.inf)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from nas.config import RunConfig, check_gpus
 from nas.errors import InputError, UnreachableError
+from nas.execution.ray.address import OFFER
 from nas.hardware import cuda_devices, default_workers, gpu_places, most_gpus_alike
 
 if TYPE_CHECKING:
     from nas.execution.ray.cluster import Offer
+    from nas.latency.site import Site
 
 
 def place(executor: str, address: str | None) -> tuple[str, str | None]:
@@ -26,11 +28,11 @@ def place(executor: str, address: str | None) -> tuple[str, str | None]:
     return "ray" if address is not None else executor, address
 
 
-def offer_of(address: str) -> Offer:
-    """What a cluster has. Raises UnreachableError, within seconds."""
+def offer_of(address: str, target: str | None = None) -> Offer:
+    """What a cluster has, with the node that offers to measure on a `target`. Raises UnreachableError, within seconds."""
     from nas.execution.ray.cluster import offer  # noqa: PLC0415  (ray is heavy)
 
-    return offer(address)
+    return offer(address, target)
 
 
 def trials_at_once(per_trial: float, cluster: Offer | None, workers: int | None, *, cuda: bool) -> int:
@@ -72,17 +74,29 @@ def trials_at_once(per_trial: float, cluster: Offer | None, workers: int | None,
     return possible if workers is None else workers
 
 
-def placed_again(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """Where a resumed run trains. Raises InputError and UnreachableError as a new search."""
+def placed_again(config: RunConfig, changes: Mapping[str, Any]) -> tuple[RunConfig, Site | None]:
+    """Where a resumed run trains, and the node of the cluster that measures where one did before.
+
+    Raises:
+        InputError: as a new search.
+        UnreachableError: as a new search; also where no node offers to measure any more.
+    """
     asked, before, address = config.workers if "workers" in changes else None, config, None
     if config.executor != "local" or "address" in changes:
         executor, address = place(config.executor, changes.get("address"))
         address = address or config.address
         config = replace(config, executor=executor)
     elastic = bool(address) and asked is None and (before.elastic or before.address is None)
-    cluster = offer_of(address) if address else None
+    cluster = offer_of(address, config.target if config.lane else None) if address else None
+    lane = None
+    if cluster and config.lane is not None:
+        if cluster.site is None:
+            what = f"latency was measured on {config.lane}: no host of the Ray cluster at {address} offers `latency` now"
+            raise UnreachableError(what, f"on that host: {OFFER}")
+        lane = cluster.site.host
     cuda = config.device == "cuda"
     workers = trials_at_once(config.gpus_per_trial, cluster, asked, cuda=cuda)
     if asked is None and not elastic and (address or not (before.elastic or "gpus_per_trial" in changes)):
         workers = min(config.workers, workers) if cuda and not address else config.workers
-    return replace(config, address=address, elastic=elastic, workers=workers)
+    config = replace(config, address=address, elastic=elastic, workers=workers, lane=lane)
+    return config, cluster.site if cluster else None

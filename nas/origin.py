@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from nas.latency.target import Target
-
-MACHINE = ("machine", "gpu")  # of a target's stamp: latencies of two of these cannot be compared
+from nas.latency.site import Site, differences, of_machine
 
 
 def other_versions(manifest: Mapping[str, Any]) -> list[str]:
@@ -19,10 +17,11 @@ def other_versions(manifest: Mapping[str, Any]) -> list[str]:
     return [f"{name} {then[name]}, now {now[name]}" for name in then if then[name] != now[name]]
 
 
-def other_machine(manifest: Mapping[str, Any], target: Target) -> list[str]:
-    """What latency is measured on now where it was another, each in words."""
-    began, now = manifest.get("machine", {}), target.stamp()
-    return [f"{began[key]}, now {now.get(key)}" for key in MACHINE if key in began and began[key] != now.get(key)]
+def other_machine(manifest: Mapping[str, Any], site: Site) -> list[str]:
+    """What latency is measured on now where it was another, each in words. Of a cluster's hosts that offer to measure, those
+    that are alike but for their name count as one: so whoever offers them says."""
+    began = of_machine(manifest.get("machine", {}))
+    return differences(began, site.stamp, but_for_host=site.host is not None)
 
 
 def _version(package: str) -> str:

@@ -106,6 +106,7 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         predictions=_predictions(store),
         weights=weights,
         rungs=rung_words(store.entries),
+        lane=config.lane or "",
     )
 
 

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.config import Budget, RunConfig
-from nas.errors import StoppedError
+from nas.errors import StoppedError, UnreachableError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.execution.work import PRICE, UNSTABLE, PriceJob
 from nas.latency.cache import LatencyCache, model_key
 from nas.latency.estimate import Estimator
 from nas.latency.model import Error
+from nas.latency.site import as_sent, differences
 from nas.latency.table import NEAR, TablePrices, near
 from nas.limits import Limits, infeasible
 from nas.seeds import derive
@@ -118,7 +119,7 @@ class Pricing:
         space: the architectures.
         nc: number of classes of the models.
         executor: whose lane measures.
-        known: latencies measured before on this machine; grows.
+        known: latencies measured before on the machine that measures; grows.
         blocks: the user's block files that the models need.
         charge: takes the seconds that each measurement took.
         table: the latencies of a target that is another device's: nothing is measured then.
@@ -168,7 +169,7 @@ class Pricing:
 
     @property
     def measures(self) -> bool:
-        """Whether the target is this machine's."""
+        """Whether the executor's lane measures: not where the latencies are another device's."""
         return self._table is None
 
     def broken(self, price: Price) -> str | None:
@@ -343,13 +344,30 @@ class Pricing:
 
     def _learn(self, asked: _Asked, data: Mapping[str, Any]) -> Price:
         """The price that a job has found, kept for other trials and runs where it was measured."""
+        stamp = data.get("measured_on")
+        data = {name: value for name, value in data.items() if name != "measured_on"}
         if asked.latency is not None:
             return {**data, **asked.latency}
+        stamp = None if stamp is None else self._judged(stamp)
         if asked.before is not None:
             data = both(asked.before, data)
-        self._known.put(self._key(self.model(asked.architecture)), dict(data))
+        self._known.put(self._key(self.model(asked.architecture)), dict(data), stamp)
         self._estimator.add(asked.architecture, data)
         return without_rows(data)
+
+    def _judged(self, stamp: Mapping[str, str]) -> Mapping[str, str] | None:
+        """The stamp of the machine that measured where it is another host than expected; None where it is not.
+
+        Raises:
+            UnreachableError: its latencies cannot be compared with what was measured before.
+        """
+        stamp = as_sent(stamp)
+        if stamp == self._known.stamp:
+            return None
+        if other := differences(self._known.stamp, stamp, but_for_host=self._config.lane is not None):
+            what = f"latency was measured on {'; '.join(other)}: the two cannot be compared"
+            raise UnreachableError(what, "nothing is lost: bring back what it was measured on, then nas search --resume RUN")
+        return stamp
 
     def _key(self, model: Mapping[str, Any]) -> str:
         return model_key(model, self._config.imgsz)

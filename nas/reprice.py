@@ -86,7 +86,8 @@ def reprice(run: Run, target: Target, limits: Limits, say: Callable[[str], None]
         notes.append(str(prices) if prices else f"{len(found)} measured: too few to predict the latency of others")
     entries = [replace(e, price={**(e.price or {}), **found[e.number]}) for e in trained if e.number in found]
     height, width = table.imgsz or (run.config.imgsz, run.config.imgsz)
-    summary = replace(run.summary, target=str(target), imgsz=max(height, width), limits=limits, counts={"done": len(entries)})
+    counts, side = {"done": len(entries)}, max(height, width)
+    summary = replace(run.summary, target=str(target), imgsz=side, limits=limits, counts=counts, lane="")
     records = records_of(entries, run.space.describe, limits)
     others = [entry for entry in run.entries if entry.state != "done"]
     suggestions = None
@@ -171,4 +172,6 @@ def _price(executor: Executor, job: PriceJob, architecture: Architecture) -> dic
     while not (events := [event for event in executor.poll(POLL_SECONDS) if not isinstance(event, Progress)]):
         pass
     event = events[0]
-    return dict(event.data) if isinstance(event, Result) else event.reason
+    if not isinstance(event, Result):
+        return event.reason
+    return {name: value for name, value in event.data.items() if name != "measured_on"}  # on this machine

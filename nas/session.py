@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -56,10 +56,12 @@ def run_session(
     command: str,
     notes: Sequence[str] = (),
     prior: Prior = (),
+    stamp: Mapping[str, str] | None = None,
 ) -> Run:
     """Search, or go on searching, in a run folder; `notes` are shown and kept in its log.
 
-    A new search begins with the results of another one (`prior`); a resumed one has kept them.
+    A new search begins with the results of another one (`prior`); a resumed one has kept them. `stamp` is that of what latency
+    is measured on (`Target.stamp`), where that is not this machine.
 
     Raises:
         NasError: see `Study.run`; also when the folder is in use or can no longer be written. The store keeps whatever
@@ -74,7 +76,7 @@ def run_session(
         ledger = Ledger(Budget.parse(config.budget), store, config.held)
         checkpoint = folders.read_manifest(folder).get("weights_digest")
         target = Target.parse(config.target)
-        prices = LatencyCache(cache_root() / "latency", target, checkpoint)
+        prices = LatencyCache(cache_root() / "latency", target, checkpoint, stamp)
         table = table_prices(target, space, store.entries)
         for problem in (*dataset.problems, *space.notes, *attention_notes(space, config.imgsz)):
             log.warning(problem)
@@ -229,6 +231,8 @@ def open_executor(config: RunConfig, folder: Path) -> Executor:
             cores=cores,
             gpus=config.gpus_per_trial if config.device == "cuda" else 0.0,
             address=config.address,
+            offered=config.lane is not None,
+            lane_gpu=target.device == "cuda",
         )
         return Watched(ray)
     from nas.execution.local import LocalExecutor  # noqa: PLC0415

@@ -16,17 +16,18 @@ CONFIG = RunConfig("d", "s", "9trials", "cpu:onnxruntime", workers=7)
 
 
 def test_a_search_of_this_host_stays_as_it_was() -> None:
-    assert placed_again(CONFIG, {}) == CONFIG
-    assert placed_again(replace(CONFIG, workers=3), {"workers": 3}).workers == 3
+    assert placed_again(CONFIG, {}) == (CONFIG, None)
+    assert placed_again(replace(CONFIG, workers=3), {"workers": 3})[0].workers == 3
 
 
 def test_a_search_of_a_cluster_goes_on_here() -> None:
     """As many at once as this host holds, not as the cluster held; and as many as are asked for, where they are."""
-    away = replace(CONFIG, executor="local", address="10.0.0.1:6379", elastic=True, workers=64)
-    here = placed_again(away, {"executor": "local"})
-    assert (here.executor, here.address, here.elastic, here.workers) == ("local", None, False, default_workers(0))
+    away = replace(CONFIG, executor="local", address="10.0.0.1:6379", lane="10.0.0.2", elastic=True, workers=64)
+    here, _ = placed_again(away, {"executor": "local"})
+    assert (here.executor, here.address, here.lane, here.elastic) == ("local", None, None, False)
+    assert here.workers == default_workers(0)
     asked = replace(away, workers=2)
-    assert placed_again(asked, {"executor": "local", "workers": 2}).workers == 2
+    assert placed_again(asked, {"executor": "local", "workers": 2})[0].workers == 2
 
 
 def cards(monkeypatch: pytest.MonkeyPatch, *models: str) -> None:
@@ -91,11 +92,11 @@ def test_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_search_goes_on_with_other_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     cards(monkeypatch, *"AAAA")
     began = replace(CONFIG, device="cuda", workers=4)
-    assert placed_again(began, {}) == began
-    two = placed_again(replace(began, gpus_per_trial=2), {"gpus_per_trial": 2})
+    assert placed_again(began, {}) == (began, None)
+    two, _ = placed_again(replace(began, gpus_per_trial=2), {"gpus_per_trial": 2})
     assert (two.workers, two.devices, two.held) == (2, 2, 2)
     cards(monkeypatch, *"AA")
-    assert placed_again(began, {}).workers == 2  # as many as there are here
+    assert placed_again(began, {})[0].workers == 2  # as many as there are here
     with pytest.raises(NasError, match="GPUs for 2 at once"):
         placed_again(began, {"workers": 4})
     with pytest.raises(NasError, match="--gpus-per-trial 4: this host has 2 GPUs"):

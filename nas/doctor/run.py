@@ -15,7 +15,7 @@ from nas.doctor.finding import Finding, Repair, guarded, mended
 from nas.doctor.leftovers import remove, size, temporary_files
 from nas.doctor.store import cut_off, integrity, is_cut_off
 from nas.errors import InputError, NasError
-from nas.latency.target import Target
+from nas.latency.site import of_machine, site
 from nas.origin import other_machine, other_versions
 from nas.outcome import winner_of
 from nas.run import Run
@@ -119,17 +119,22 @@ def _nothing_from(read: Callable[[], Any]) -> Iterator[Finding]:
 
 def _machine(run: Run) -> Iterator[Finding]:
     """What is other than when the run began: versions, and what latency is measured on."""
-    manifest, target = folders.read_manifest(run.folder), Target.parse(run.config.target)
+    manifest = folders.read_manifest(run.folder)
     if other := other_versions(manifest):
         yield Finding(
             "run", "note", f"began with {'; '.join(other)}", "results may differ a little from what it would have found"
         )
+    if run.config.lane is not None:
+        began = " with ".join(of_machine(manifest.get("machine", {})).values())
+        what = f"its latencies are of {run.config.lane} ({began}), a host of the Ray cluster at {run.config.address}"
+        yield Finding("run", "ok", f"{what}: it goes on where that, or one like it, offers `latency`")
+        return
     try:
-        target.require()
+        here = site(run.config.target)
     except NasError as error:
         yield Finding("run", "note", f"cannot be gone on with here: {error.message}", error.hint)
         return
-    if other := other_machine(manifest, target):
+    if other := other_machine(manifest, here):
         cure = "go on with it where it began: latencies of two machines cannot be compared"
         yield Finding("run", "note", f"its latencies are of {'; '.join(other)}", cure)
 

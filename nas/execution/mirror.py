@@ -264,3 +264,10 @@ class Tail:
             self._read = size
             return file.read().decode(errors="replace")
         return ""
+
+
+def append(file: Path, text: str) -> None:
+    """Add what was printed elsewhere."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as log:
+        log.write(text)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
+from nas.execution.still import signal_all
 
 LAST_LINES, LAST_BYTES = 30, 8192
 
@@ -37,17 +38,6 @@ def last_lines(log: str | None) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-LAST_LINES:])
-
-
-def signal_all(pid: int, number: int) -> None:
-    """Send a signal to a process and to what it has started, and these have, as far as the system tells."""
-    found = [pid]
-    for each in found:  # grows meanwhile
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(each, number)
-        for children in Path(f"/proc/{each}/task").glob("*/children"):
-            with contextlib.suppress(OSError):  # it has just ended
-                found += map(int, children.read_text(encoding="ascii").split())
 
 
 class WorkerProcess:

@@ -135,6 +135,8 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     `rows`, where asked for and where the runtime has a profile, are the milliseconds of each row by its index as text; they
     add up to `ms`.
 
+    `measured_on`, of what was timed, is the stamp of the target on this machine (`Target.stamp`).
+
     Raises:
         UnstableError: its message begins with `UNSTABLE` and is alike where the cause is alike.
     """
@@ -171,7 +173,7 @@ def price(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, An
     rows = session.rows() if job.rows else None
     scale = latency.ms / sum(rows.values()) if rows else 1.0
     profile = {"rows": {str(row): ms * scale for row, ms in rows.items()}} if rows else {}
-    return as_price(latency, known) | profile
+    return as_price(latency, known) | profile | {"measured_on": target.stamp()}
 
 
 def write_probes(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)

@@ -1,4 +1,4 @@
-"""Latencies already measured on this machine, kept between runs: one JSON line per model in a file per target."""
+"""Latencies already measured, kept between runs: one JSON line per model in a file per target and machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model_key(model_yaml: Mapping[str, Any], imgsz: int) -> str:
 
 
 class LatencyCache:
-    """What is known about one target on this machine with these versions.
+    """What is known about one target on one machine with these versions.
 
     A torn last line (a crash, a full disk) is skipped; nothing but time is lost with it.
 
@@ -38,11 +38,15 @@ class LatencyCache:
         folder: where the files are.
         target: what latency is measured on.
         weights: digest of the checkpoint that models start from, if any: it may give a head another width.
+        stamp: of the target on the machine that measures (`Target.stamp`); None for this one.
     """
 
-    def __init__(self, folder: Path, target: Target, weights: str | None = None) -> None:
-        stamp = json.dumps([VERSION, target.stamp(), *([weights] if weights else [])], sort_keys=True)
-        self.path = folder / f"{target.kind.replace(':', '-')}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.jsonl"
+    def __init__(
+        self, folder: Path, target: Target, weights: str | None = None, stamp: Mapping[str, str] | None = None
+    ) -> None:
+        self._folder, self._target, self._weights = folder, target, weights
+        self.stamp: Mapping[str, str] = target.stamp() if stamp is None else stamp
+        self.path = self._file(self.stamp)
         self._known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError):
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -52,16 +56,25 @@ class LatencyCache:
     def get(self, key: str) -> dict[str, Any] | None:
         return self._known.get(key)
 
-    def put(self, key: str, price: dict[str, Any]) -> None:
-        """Keep a price (see `as_price`); for other runs only if it was measured, in full and in a quiet moment."""
+    def put(self, key: str, price: dict[str, Any], stamp: Mapping[str, str] | None = None) -> None:
+        """Keep a price (see `as_price`); for other runs only if it was measured, in full and in a quiet moment.
+
+        Args:
+            stamp: of the machine that measured it, where that is another one: other runs find it as that one's.
+        """
+        path = self.path if stamp is None else self._file(stamp)
         self._known[key] = price
         if "ms" in price and price["spread"] <= MAX_SPREAD and not price["rough"] and not price.get("noisy"):
             # A home that cannot be written costs the next run some measuring, not this one its search.
             with contextlib.suppress(OSError):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
                     # The first line end closes a line that somebody's crash may have torn.
                     file.write(f"\n{json.dumps({'key': key, 'price': price})}\n")
+
+    def _file(self, stamp: Mapping[str, str]) -> Path:
+        what = json.dumps([VERSION, dict(stamp), *([self._weights] if self._weights else [])], sort_keys=True)
+        return self._folder / f"{self._target.kind.replace(':', '-')}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.jsonl"
 
 
 def damaged_lines(path: Path) -> int:

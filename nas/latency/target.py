@@ -40,6 +40,7 @@ KINDS = (
     "cuda:tensorrt-fp16",
 )
 TABLE = "table"
+OWN = "yolo-placement-search"  # our own package
 PACED_MS = 33.0
 _MAX_THREADS, _MAX_BATCH, _MAX_PACED_MS = 1024, 1024, 10_000.0
 _STRIDE, _MAX_SIDE = 32, 4096
@@ -137,7 +138,7 @@ class Target:
     def packages(self) -> tuple[str, ...]:
         """The packages whose versions a latency depends on."""
         runtime = (self.runtime,) if self.runtime else ()
-        return tuple(dict.fromkeys((*runtime, "torch", "ultralytics", "yolo-placement-search")))
+        return tuple(dict.fromkeys((*runtime, "torch", "ultralytics", OWN)))
 
     def __str__(self) -> str:
         if self.kind == TABLE:
@@ -186,14 +187,21 @@ class Target:
         """Everything but the architecture that a latency depends on: the machine and the versions in use, or the table."""
         if self.kind == TABLE:
             return {"target": str(self), "table": _digest(Path(self.file))}
-        versions = {}
-        for package in self.packages:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                versions[package] = "missing"
+        versions = {package: _version(package) for package in self.packages}
         gpu = {"gpu": next(iter(gpus().values()), "missing")} if self.device == "cuda" else {}
         return {"target": str(self), "machine": machine_name(), **gpu, **versions}
+
+
+def own_version() -> str:
+    """The version of our own code that is installed here."""
+    return _version(OWN)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
 
 
 def chosen_because(name: str) -> str:

@@ -127,6 +127,7 @@ class RunSummary:
         hypervolume: of the front (`nas.search.front.hypervolume`) with the ends of its 90% interval, or None.
         rungs: how well rungs rank, in words, or "".
         simulated: what was simulated, in a sentence, or "" where trials were trained.
+        lane: the host of a cluster on which latency was measured, or "" for the one where the search ran.
     """
 
     name: str
@@ -151,11 +152,13 @@ class RunSummary:
     hypervolume: tuple[float, float, float] | None = None
     rungs: str = ""
     simulated: str = ""
+    lane: str = ""
 
     @property
     def measured_on(self) -> str:
-        """The target with its image size, which targets of older runs do not name."""
-        return self.target if self.simulated or "imgsz=" in self.target else f"{self.target}, {self.imgsz} px"
+        """The target with its image size, which targets of older runs do not name, and the host where that is another one."""
+        where = f" on {self.lane}" if self.lane else ""
+        return (self.target if self.simulated or "imgsz=" in self.target else f"{self.target}, {self.imgsz} px") + where
 
     @property
     def proxy(self) -> str:

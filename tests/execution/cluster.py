@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -37,15 +38,25 @@ class Nodes:
         self._next += 1
         return node
 
-    def add_stranger(self, cache: Path, *hidden: Path) -> None:
-        """One more node with one CPU, which has a cache of its own and sees nothing in some folders of this host."""
-        mounts = " && ".join(f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}" for folder in hidden)
+    def add_stranger(
+        self, cache: Path, *hidden: Path, name: str = "stranger", latency: int = 0, cpuinfo: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """One more node with one CPU: a host of its own to all that can be seen, with its own name and process numbers, a cache
+        of its own and nothing in some folders of this host; it may offer to measure latency, and have another processor. It
+        ends with the process returned.
+        """
+        made = [f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}" for folder in hidden]
+        made += [f"mount --bind {shlex.quote(str(cpuinfo))} /proc/cpuinfo"] if cpuinfo else []
+        mounts = " && ".join(made)
         words = ["start", f"--address={self.address}", f"--node-ip-address=127.0.0.{self._next}", "--num-cpus=1", "--block"]
+        words += [f"--resources={json.dumps({'latency': latency})}"] if latency else []
         start = [sys.executable, "-c", "from ray.scripts.scripts import cli; cli()", *words]
-        line = ["unshare", "--mount", "sh", "-c", f"{mounts} && exec {shlex.join(start)}"]
+        shell = ["sh", "-c", f"hostname {name} && {mounts or 'true'} && exec {shlex.join(start)}"]
+        line = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", *shell]
         environment, nowhere = os.environ | {"NAS_CACHE": str(cache)}, subprocess.DEVNULL
         self._strangers.append(subprocess.Popen(line, env=environment, stdout=nowhere, stderr=nowhere))
         self._next += 1
+        return self._strangers[-1]
 
     def kill_head(self) -> None:
         """kill -9 of the process that knows the cluster."""
@@ -54,7 +65,7 @@ class Nodes:
 
     def end(self) -> None:
         for stranger in self._strangers:
-            stranger.terminate()
+            stranger.kill()
             stranger.wait()
         self._cluster.shutdown()
 
@@ -70,7 +81,7 @@ def _kill(node: Any, process: str) -> None:
 
 def can_hide() -> bool:
     """Whether this process may give another one a view of its own of the file system."""
-    return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+    return subprocess.run(["unshare", "--mount", "--uts", "--pid", "--fork", "true"], capture_output=True).returncode == 0
 
 
 @contextmanager
@@ -83,7 +94,8 @@ def nodes(others: int, **head: Any) -> Iterator[Nodes]:
     finally:
         ray.shutdown()
         found.end()
-        wait_until(lambda: not any(map(alive, ray_processes(b"ray::Actor") - before)), "no actor is left")
+        actors = b"ray::Actor", b"ray::LaneActor"
+        wait_until(lambda: not any(alive(pid) for each in actors for pid in ray_processes(each) - before), "no actor is left")
         if found.headless:  # what Ray itself leaves behind takes a minute to notice
             for pid in ray_processes() - before:
                 os.kill(pid, signal.SIGKILL)

@@ -13,6 +13,8 @@ from nas.space.reader import whole_skeleton
 
 # Clusters of tests listen on all interfaces, as Ray has it. Ray reads this once in a process, and hands it on.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 32}
+# How long a head waits for the process that serves a client: 30 s are too few for a busy machine.
+os.environ["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "120"
 
 
 @pytest.fixture

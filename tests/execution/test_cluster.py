@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -196,6 +197,16 @@ def test_addresses() -> None:
     for wrong in ("", "host", "host:", ":6379", "host:ray", "host:70000", "http://host:6379"):
         with pytest.raises(InputError, match="not the address of a Ray cluster"):
             door_of(wrong)
+
+
+def test_ray_client_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert door_of("10.0.0.1:6379") == Door("10.0.0.1", 6379)
+    with pytest.raises(InputError, match="needs Ray Client") as raised:
+        door_of("ray://10.0.0.1:10001")
+    assert "yolo-placement-search[client]" in raised.value.hint
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    assert door_of("ray://10.0.0.1:10001") == Door("10.0.0.1", 10001)
 
 
 @pytest.mark.slow

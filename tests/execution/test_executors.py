@@ -24,22 +24,42 @@ def one_ray() -> Iterator[None]:
     """A Ray that serves all executors meanwhile."""
     from nas.execution.ray.executor import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    if ray.is_initialized():  # for another kind of executor
+        yield
+        return
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", num_cpus=8, resources={"latency": 2}, **quiet)
     yield
     ray.shutdown()
 
 
-@pytest.fixture(scope="module", params=["local", "ray"])
+ON_A_NODE = pytest.param("ray, the lane on a node", marks=pytest.mark.slow)
+
+
+BY_CLIENT = pytest.param("ray client, the lane on a node", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["local", "ray", ON_A_NODE, BY_CLIENT])
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
     """Makes an executor of so many workers; one Ray serves all of them."""
     logs = tmp_path_factory.mktemp("logs")
     if request.param == "local":
         yield lambda workers: LocalExecutor([WORKER] * workers, WORKER, logs)
         return
+    if "client" in request.param:
+        pytest.importorskip("grpc")
+        from cluster import nodes
+
+        from nas.execution.ray.executor import RayExecutor
+
+        with nodes(0, num_cpus=8, resources={"latency": 2}, ray_client_server_port=25001):
+            settings = {"address": "ray://127.0.0.2:25001", "offered": True}
+            yield lambda workers: RayExecutor(WORKER, WORKER, logs, workers=workers, **settings)
+        return
     with one_ray():
         from nas.execution.ray.executor import RayExecutor
 
-        yield lambda workers: RayExecutor(WORKER, WORKER, logs, workers=workers)
+        yield lambda workers: RayExecutor(WORKER, WORKER, logs, workers=workers, offered=request.param != "ray")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +94,7 @@ class Kind:
         return Attempt(key, f"attempts:{how}", payload, seed=7)
 
 
-@pytest.fixture(scope="module", params=["local", "ray", "simulate"])
+@pytest.fixture(scope="module", params=["local", "ray", ON_A_NODE, "simulate"])
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kind]:
     """Opens executors of two workers in which attempts end as told."""
     logs = tmp_path_factory.mktemp("logs")
@@ -88,7 +108,7 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with one_ray():
         from nas.execution.ray.executor import RayExecutor
 
-        yield Kind("ray", lambda _: RayExecutor(WORKER, WORKER, logs, workers=2))
+        yield Kind("ray", lambda _: RayExecutor(WORKER, WORKER, logs, workers=2, offered=request.param != "ray"))
 
 
 @pytest.mark.parametrize(("fate", "type_"), [("result", Result), ("failed", Failed), ("lost", Lost)])

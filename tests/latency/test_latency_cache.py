@@ -91,6 +91,18 @@ def test_what_a_latency_depends_on_does_not_share(tmp_path: Path, monkeypatch: p
     assert LatencyCache(tmp_path, changed.get(what, CPU)).get("a") is None
 
 
+def test_what_another_machine_measured_is_kept_as_its_own(tmp_path: Path) -> None:
+    """A search whose lane has moved to a host that is alike uses its figure; other runs find it as that host's."""
+    one, other = ({**CPU.stamp(), "machine": f"a processor ({host})"} for host in ("one", "other"))
+    cache = LatencyCache(tmp_path, CPU, stamp=one)
+    cache.put("a", price(2.0))
+    cache.put("b", price(3.0), other)
+    assert cache.get("b") == price(3.0)
+    for stamp, known in ((one, ("a",)), (other, ("b",)), (None, ())):
+        again = LatencyCache(tmp_path, CPU, stamp=stamp)
+        assert [key for key in "ab" if again.get(key)] == list(known)
+
+
 def test_gpus_do_not_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target("cuda:torch-fp16")
     for gpu in ("GPU A", "GPU B"):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import platform
 import queue
-import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +13,10 @@ import ray
 
 from nas.cache import cache_root
 from nas.execution.executor import Attempt, Event, Failed, Progress, Result
-from nas.execution.mirror import Parcel, Receiver, Sender, Tail
-from nas.execution.process import as_message, signal_all
-from nas.execution.ray.cluster import Needs
-
-
-def this_host() -> str:
-    """What tells hosts, and containers of one host, apart: where this is equal, process ids mean the same."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
-    return platform.node()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an actor is: its process, node and host, and whether it sees the files of its driver."""
-
-    pid: int
-    node: str
-    host: str
-    sees: bool
+from nas.execution.mirror import Parcel, Receiver, Sender, Tail, append
+from nas.execution.process import as_message
+from nas.execution.ray.cluster import Needs, done
+from nas.execution.ray.place import Place, settled
 
 
 @ray.remote(max_concurrency=3)
@@ -51,11 +30,8 @@ class Actor:
         self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def where(self, token: Path | None) -> Place:
-        """Where it is; it sees the files of its driver where it can read the file `token`, or where there is none."""
-        sees = token is None or token.is_file()
-        if not sees:
-            os.environ["YOLO_CONFIG_DIR"] = str(cache_root() / "ultralytics")
-        return Place(os.getpid(), ray.get_runtime_context().get_node_id(), this_host(), sees)
+        """Where it is; `token` is a file that only who sees the files of its driver can read."""
+        return settled(token)
 
     def run(self, attempt: dict[str, Any]) -> None:
         self._run_attempt(attempt, self._messages.put, lambda: None)
@@ -102,7 +78,7 @@ class Slot:
         options = {"num_cpus": needs.cores, "num_gpus": needs.gpus, "runtime_env": {"env_vars": variables}}
         self.handle = actor.options(**options).remote()
         self._where: Any = self.handle.where.remote(token)
-        self._place: Place | None = None
+        self.place: Place | None = None
         self._sender = sender
         self.attempt: Attempt | None = None
         self._run: Any = None
@@ -111,11 +87,11 @@ class Slot:
 
     @property
     def up(self) -> bool:
-        return self._place is not None
+        return self.place is not None
 
     @property
     def node(self) -> str | None:
-        return self._place.node if self._place else None
+        return self.place.node if self.place else None
 
     @property
     def pending(self) -> list[Any]:
@@ -129,17 +105,17 @@ class Slot:
 
     def start(self, attempt: Attempt) -> None:
         """Raises InputError where an attempt's dataset is gone, before it is sent to another host."""
-        if self._place is None or self._place.sees:
+        if self.place is None or self.place.sees:
             self._run = self.handle.run.remote(as_message(attempt))
         else:
-            self._run = self.handle.run_elsewhere.remote(self._sender.parcel(attempt, self._place.node))
+            self._run = self.handle.run_elsewhere.remote(self._sender.parcel(attempt, self.place.node))
         self.attempt, self._began, self._news = attempt, time.monotonic(), self.handle.news.remote()
 
     def rises(self) -> bool:
         """Whether it has just come up. Raises RayError when it never will."""
-        if self.up or not _done(self._where):
+        if self.up or not done(self._where):
             return False
-        self._place = ray.get(self._where)
+        self.place = ray.get(self._where)
         self._where = None
         return True
 
@@ -147,8 +123,8 @@ class Slot:
         """What its attempt has told since the last call. Raises RayError when it has died."""
         if self.attempt is None:
             return []
-        if not _done(self._news):
-            if _done(self._run):
+        if not done(self._news):
+            if done(self._run):
                 ray.get(self._run)  # raises if it ended without a last message
             return []
         messages = ray.get(self._news)
@@ -164,27 +140,15 @@ class Slot:
     def _bring(self, attempt: Attempt, message: Mapping[str, Any]) -> None:
         """What comes with a message from a host that does not see this one's files."""
         if attempt.log and message.get("printed"):
-            Path(attempt.log).parent.mkdir(parents=True, exist_ok=True)
-            with Path(attempt.log).open("a", encoding="utf-8") as log:
-                log.write(message["printed"])
-        if self._place and message.get("files"):
-            self._sender.deliver(attempt, self._place.node, message["files"])
-
-    def signal(self, number: int) -> None:
-        """Send a signal to an actor of this host, and to its children."""
-        if self._place and self._place.host == this_host():
-            signal_all(self._place.pid, number)
+            append(Path(attempt.log), message["printed"])
+        if self.place and message.get("files"):
+            self._sender.deliver(attempt, self.place.node, message["files"])
 
     def kill(self, headless: bool = False) -> None:
-        """End it; `headless` where the cluster has nobody left who would."""
-        self.signal(signal.SIGCONT)  # who stands still would not hear it
+        """End it, if it does not stand still; `headless` where the cluster has nobody left who would."""
         if headless:
             self.handle.leave.remote()
         ray.kill(self.handle)
-
-
-def _done(call: Any) -> bool:
-    return bool(ray.wait([call], timeout=0)[0])
 
 
 def _as_event(attempt: Attempt, message: Mapping[str, Any]) -> Event | None:

@@ -45,7 +45,8 @@ def door_of(address: str) -> Door | None:
     if not colon or not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise InputError(f"--address {address}: not the address of a Ray cluster", _FORMS)
     if address.startswith(CLIENT) and importlib.util.find_spec("grpc") is None:
-        raise InputError(f"--address {address} needs Ray Client", 'pip install "ray[client]", or give HOST:PORT of its head')
+        cure = "pip install 'yolo-placement-search[client]' here and on the head, or give HOST:PORT of its head"
+        raise InputError(f"--address {address} needs Ray Client, whose package grpcio is not installed", cure)
     return Door(host, int(port))
 
 
@@ -62,6 +63,7 @@ def require(door: Door, address: str) -> None:
 
 
 START = "start one with: ray start --head"
+OFFER = """ray start --address=HEAD:6379 --resources='{"latency": 1}'"""  # to offer to measure latency
 
 
 def asked_of_environment() -> str | None:

@@ -9,24 +9,29 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nas.errors import InputError, UnreachableError
+from nas.errors import InputError, NasError, UnreachableError
 from nas.execution.ray.address import AUTO, CLIENT, Door, asked_of_environment, door_of, require
 from nas.execution.security import CURE, exposed
+from nas.latency.site import Site, as_sent, differences, site
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 QUIET: Mapping[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 LOOK_SECONDS = 2.0
+SLOW_SECONDS = 5.0  # an answer of the head that takes longer does not come
 REFUSED_SECONDS, SILENT_SECONDS = 5.0, 30.0  # after so long a head is gone: its host answers for it, or nobody does
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+ASK_SECONDS = 60.0
+LATENCY = "latency"  # the custom resource of nodes on which latency is measured
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,13 @@ class Cluster:
         if door is None or not str(address).startswith(CLIENT):
             door = door_of(ray.get_runtime_context().gcs_address)
         self.address = address if address not in {None, AUTO} else str(door)
+        self._client = self.address.startswith(CLIENT)
+        self._lapses = (Exception,) if self._client else (RayError, RuntimeError, OSError, AttributeError)
         self._door: Door = door or Door("127.0.0.1", 0)
         self.nodes = _living()
         self._hosts = {node.id: node.host for node in self.nodes}
         self._failing: float | None = None
+        self._asked: float | None = None
         self._silent = False
         self._ended, self._wake = threading.Event(), threading.Event()
         # Whoever asks Ray for the nodes when the head dies never returns: a thread of its own, and another one that knocks.
@@ -124,6 +132,25 @@ class Cluster:
         """Something has changed: look at the nodes soon."""
         self._wake.set()
 
+    @contextlib.contextmanager
+    def reached(self) -> Iterator[None]:
+        """Around what asks the cluster: a connection that has broken off is one of our errors. Raises UnreachableError."""
+        try:
+            yield
+        except NasError:
+            raise
+        except Exception as error:
+            if self._client and _cut_off(error):
+                raise self.lost() from error
+            raise
+
+    def lost(self) -> UnreachableError:
+        """That it is gone, to be raised."""
+        what = f"the Ray cluster at {self.address} is gone"
+        return UnreachableError(
+            what, "nothing is lost: start it again, then nas search --resume RUN (--address for another one)"
+        )
+
     def leave(self) -> None:
         """Disconnect, and end a cluster of our own."""
         self._ended.set()
@@ -134,6 +161,9 @@ class Cluster:
     def _knock(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             problem = self._door.knock()
+            asked = self._asked
+            if problem is None and asked is not None and time.monotonic() - asked > SLOW_SECONDS:
+                problem = TimeoutError()  # behind the port of Ray Client there is nobody any more
             self._silent = isinstance(problem, TimeoutError)
             if problem is None:
                 self._failing = None
@@ -145,17 +175,20 @@ class Cluster:
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
             if self.answers and not self._ended.is_set():
+                self._asked = time.monotonic()
                 # the head ends, or we do in the middle of it: who knocks will tell
-                with contextlib.suppress(RayError, RuntimeError, OSError, AttributeError):
+                with contextlib.suppress(*self._lapses):
                     self.nodes = _living()
                     self._hosts |= {node.id: node.host for node in self.nodes}
+                self._asked = None
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a cluster has now."""
+    """What a cluster has now: nodes, and the one that offers to measure latency, if one does."""
 
     nodes: Sequence[Node]
+    site: Site | None = None
 
     @property
     def gpus(self) -> int:
@@ -171,11 +204,69 @@ class Offer:
         return max(1, int(fit(self.nodes, Needs(cores, gpus))))
 
 
-def offer(address: str) -> Offer:
-    """What a cluster has. Raises as `Cluster`."""
+def offer(address: str, target: str | None = None) -> Offer:
+    """What a cluster has.
+
+    Args:
+        target: what latency is to be measured on, where it may be on a node that declares the resource `latency`.
+
+    Raises:
+        InputError: as `Cluster`; also where there is no such target, or where nodes offer to measure that are not alike.
+        UnreachableError: as `Cluster`; also where the target is not there.
+    """
     cluster = Cluster(address, 1)
-    cluster.leave()
-    return Offer(cluster.nodes)
+    try:
+        return Offer(cluster.nodes, None if target is None else _site(cluster, target))
+    finally:
+        cluster.leave()
+
+
+def _site(cluster: Cluster, target: str) -> Site | None:
+    """The target on the first of the nodes that offer to measure; all of them must be alike."""
+    found: list[Site] = []
+    for node in offering(cluster.nodes):
+        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        # Ray would hide the GPUs from what takes none of them.
+        options = {"scheduling_strategy": there, "runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}}
+        asked = ray.remote(num_cpus=0, max_retries=1)(_look_around).options(**options).remote(target)
+        try:
+            told: Site | tuple[type[NasError], str, str | None] = ray.get(asked, timeout=ASK_SECONDS)
+        except (RayError, TimeoutError) as error:
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise UnreachableError(f"{node.host} offers `{LATENCY}` and does not answer: {last}", "see to it") from error
+        if isinstance(told, tuple):
+            kind, message, hint = told
+            raise kind(f"{message}, on {node.host}, which offers `{LATENCY}`", hint)
+        found.append(replace(told, stamp=as_sent(told.stamp), host=node.host))
+    for other in found[1:]:
+        if unlike := differences(found[0].stamp, other.stamp, but_for_host=True):
+            what = f"{found[0].host} and {other.host} both offer `{LATENCY}` and are not alike: {'; '.join(unlike)}"
+            raise InputError(what.replace(", now ", " and "), "offer it on one of them, or on hosts that are alike")
+    return found[0] if found else None
+
+
+def _look_around(target: str) -> Site | tuple[type[NasError], str, str | None]:
+    """The target on this node, or what is wrong with it: an error of ours would arrive as one of Ray's."""
+    try:
+        return site(target)
+    except NasError as error:
+        return type(error), error.message, error.hint
+
+
+def offering(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes that offer to measure latency."""
+    return [node for node in nodes if node.has.get(LATENCY, 0.0) >= 1]
+
+
+def done(call: Any) -> bool:
+    """Whether a call to an actor has ended, one way or the other."""
+    return bool(ray.wait([call], timeout=0)[0])
+
+
+def _cut_off(error: Exception) -> bool:
+    """Whether Ray Client has raised this for a connection that has broken off; for that it also has bare exceptions."""
+    broken: Any = ConnectionError, importlib.import_module("grpc").RpcError
+    return isinstance(error, broken) or not ray.util.client.ray.is_connected()
 
 
 def _living() -> list[Node]:
@@ -193,9 +284,19 @@ def _connect(address: str | None, door: Door | None, cores: int) -> None:
     if door is not None:
         require(door, address)
     found = address == AUTO and asked_of_environment() is None
-    if why := exposed(AUTO if found else str(door or address)):
-        raise InputError(f"the Ray cluster at {door or address} is open to other hosts: {why}", CURE)
+    _refuse_exposed(AUTO if found else str(door or address), door or address)
     ray.init(address=address, runtime_env={"py_modules": _code(), "excludes": ["__pycache__"]}, **QUIET)
+    if address.startswith(CLIENT):  # its port may be on loopback alone, and the head itself on all interfaces
+        try:
+            _refuse_exposed(ray.get_runtime_context().gcs_address, address)
+        except InputError:
+            ray.shutdown()
+            raise
+
+
+def _refuse_exposed(address: str, named: object) -> None:
+    if why := exposed(address):
+        raise InputError(f"the Ray cluster at {named} is open to other hosts: {why}", CURE)
 
 
 def _found() -> Door | None:
@@ -224,11 +325,13 @@ def _hush() -> None:
 def _explained(address: str | None) -> Iterator[None]:
     try:
         yield
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
         what = "Ray cannot be started" if address is None else f"no Ray cluster can be reached at {address}"
         cure = (
             "use --executor local"
             if address is None
             else "see `ray status` there; if its head asks for a token: RAY_AUTH_MODE=token"
         )
-        raise UnreachableError(f"{what}: {str(error).strip().splitlines()[0]}", cure) from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        why = f"{lines[0]} {lines[-1].strip()}" if lines[0].endswith(":") else lines[0]  # Ray Client sends a traceback along
+        raise UnreachableError(f"{what}: {why}", cure) from error
