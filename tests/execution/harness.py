@@ -26,6 +26,11 @@ def wait_until(true: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
+def heard(executor: Executor, timeout: float) -> list[Event]:
+    """The events of a poll, without those that only say that an attempt lives: when they come depends on the time."""
+    return [event for event in executor.poll(timeout) if not (isinstance(event, Progress) and not event.data)]
+
+
 def events_of(executor: Executor, *keys: str) -> dict[str, list[Event]]:
     """All events until each key has ended, by key; nothing else may come."""
     events: dict[str, list[Event]] = {key: [] for key in keys}
@@ -33,7 +38,7 @@ def events_of(executor: Executor, *keys: str) -> dict[str, list[Event]]:
     while any(not seen or isinstance(seen[-1], Progress) for seen in events.values()):
         if time.monotonic() > deadline:
             pytest.fail(f"no end of {keys}: {events}")
-        for event in executor.poll(0.5):
+        for event in heard(executor, 0.5):
             events[event.key].append(event)
     return events
 
@@ -42,7 +47,7 @@ def room(executor: Executor, free: int = 1) -> None:
     """Wait until so many attempts can start: the place of a worker that has ended may need a while. Nothing else happens."""
 
     def there() -> bool:
-        return executor.free >= free or (executor.poll(0.02) == [] and executor.free >= free)
+        return executor.free >= free or (heard(executor, 0.02) == [] and executor.free >= free)
 
     wait_until(there, f"{free} workers are free")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster import Nodes, kill_raylet, nodes
-from harness import WORKER, Ticker, alive, events_of, room, wait_until
+from harness import WORKER, Ticker, alive, events_of, heard, room, wait_until
 
 from nas.errors import InputError, UnreachableError
 from nas.execution.executor import Lost
@@ -53,7 +53,7 @@ def test_nodes_come_and_die_and_a_dead_head_is_said(tmp_path: Path, ticker: Tick
             began = time.monotonic()
             with pytest.raises(UnreachableError, match=f"the Ray cluster at {ADDRESS} is gone"):
                 while time.monotonic() < began + 100:
-                    assert executor.poll(0.2) == []
+                    assert heard(executor, 0.2) == []
         wait_until(lambda: not alive(stays.pid), "its actor has ended")
         with pytest.raises(UnreachableError, match=f"no Ray cluster can be reached at {ADDRESS}"):
             RayExecutor(WORKER, WORKER, tmp_path, address=ADDRESS)
@@ -73,7 +73,7 @@ def test_a_cut_connection_is_said(tmp_path: Path, ticker: Tickers) -> None:
         began = time.monotonic()
         with pytest.raises(UnreachableError, match=f"the Ray cluster at {ADDRESS} is gone"):
             while time.monotonic() < began + 100:
-                assert executor.poll(0.2) == []
+                assert heard(executor, 0.2) == []
         wait_until(lambda: not alive(running.pid), "its actor has ended")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Nodes, can_hide, kill_raylet, nodes
-from harness import WORKER, Ticker, alive, end_of, events_of, room, wait_until
+from harness import WORKER, Ticker, alive, end_of, events_of, heard, room, wait_until
 
 from nas.errors import InputError, UnreachableError
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Result
@@ -70,7 +70,7 @@ def test_nodes_die_and_come(three: Nodes, tmp_path: Path, ticker: Tickers, capfd
         ends.end()
         assert isinstance(events_of(executor, ends.attempt.key).popitem()[1][0], Result)
         assert isinstance(end_of(executor, Attempt("elsewhere", "attempts:echo")), Result)
-        assert executor.poll(3) == [] and executor.free == 1
+        assert heard(executor, 3) == [] and executor.free == 1
 
         # another one comes
         three.add()
@@ -83,7 +83,7 @@ def test_nodes_die_and_come(three: Nodes, tmp_path: Path, ticker: Tickers, capfd
 @pytest.mark.slow
 def test_no_more_than_asked_for_and_gpus_in_shares_but_none_is_not_waited_for(three: Nodes, tmp_path: Path) -> None:
     with opened(three, tmp_path, workers=1) as executor:
-        assert executor.poll(3) == [] and executor.free == 1
+        assert heard(executor, 3) == [] and executor.free == 1
     began = time.monotonic()
     with (
         pytest.raises(UnreachableError, match=r"takes 1 GPU and 1 CPU: .* has 3 nodes with 3 CPUs and 0 GPUs"),
@@ -142,7 +142,7 @@ def test_a_dead_head_is_said_and_another_cluster_goes_on(tmp_path: Path, ticker:
             began = time.monotonic()
             with pytest.raises(UnreachableError, match=f"the Ray cluster at {first.address} is gone") as found:
                 while time.monotonic() < began + 60:
-                    assert executor.poll(0.2) == []
+                    assert heard(executor, 0.2) == []
             assert "--resume" in str(found.value)
             assert time.monotonic() - began < 20
         wait_until(lambda: not alive(each.pid), "its actor has ended")

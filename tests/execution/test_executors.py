@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import WORKER, Ticker, alive, end_of, events_of, room, wait_until
+from harness import WORKER, Ticker, alive, end_of, events_of, heard, room, wait_until
 
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
 from nas.execution.local import LocalExecutor
@@ -76,7 +76,7 @@ def executor(shared: Executor) -> Iterator[Executor]:
     yield shared
     room(shared, 2)
     assert (shared.free, shared.lane_free) == (2, True)
-    assert shared.poll(0) == []
+    assert heard(shared, 0) == []
 
 
 class Kind:
@@ -129,7 +129,7 @@ def test_the_life_of_an_attempt_on_each_executor(kind: Kind, fate: str, type_: t
         event = events_of(executor, "a")["a"][-1]
         assert type(event) is type_ and event.seconds >= 0
         assert not isinstance(event, Result) or event.data["seed"] == 7
-        assert executor.poll(0.1) == []
+        assert heard(executor, 0.1) == []
         room(executor, 2)
         executor.start(kind.attempt("a", 0.1, fate))  # a key may come again once its attempt has ended
         assert type(events_of(executor, "a")["a"][-1]) is type_
@@ -142,7 +142,7 @@ def quiet_begins(executor: Executor, attempt: Attempt, folder: Path) -> None:
     assert not executor.lane_free
 
     def still() -> bool:
-        assert executor.poll(0.02) == []
+        assert heard(executor, 0.02) == []
         return (folder / "still").exists()
 
     wait_until(still, "quiet")
@@ -158,7 +158,7 @@ def test_an_attempt_reports_and_ends_once(executor: Executor, quiet: bool) -> No
     assert result.data["payload"] == {"steps": 3, "seconds": 0.2}
     assert 0 <= reports[0].seconds <= reports[-1].seconds <= result.seconds
     assert 0.2 <= result.seconds <= time.monotonic() - began
-    assert executor.poll(0.1) == []
+    assert heard(executor, 0.1) == []
 
 
 def test_so_many_at_once(executor: Executor, ticker: Tickers) -> None:
@@ -271,7 +271,7 @@ def test_stop(executor: Executor, ticker: Tickers, quiet: bool) -> None:
     assert (executor.free, executor.lane_free) == (1, True)
     wait_until(lambda: not alive(pid), "the stopped worker ends")
     other.wait()
-    assert executor.poll(0.1) == []
+    assert heard(executor, 0.1) == []
     assert isinstance(end_of(executor, Attempt("stopped", "attempts:echo", quiet=quiet)), Result)
     other.end()
     events_of(executor, "other")
@@ -288,7 +288,7 @@ def test_workers_stand_still_while_the_lane_times(executor: Executor, ticker: Ti
     assert running.still()
     # what starts now waits too, however much it has to carry
     executor.start(Attempt("late", "attempts:echo", {"text": "x" * 1_000_000}))
-    assert executor.poll(0.3) == []
+    assert heard(executor, 0.3) == []
     lane.end()
     events = events_of(executor, "lane", "late")
     assert isinstance(events["lane"][0], Failed if fails else Result)

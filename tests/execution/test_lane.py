@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Nodes, can_hide, nodes, ray_processes
-from harness import WORKER, Ticker, alive, end_of, events_of, room, wait_until
+from harness import WORKER, Ticker, alive, end_of, events_of, heard, room, wait_until
 
 from nas.errors import InputError, UnreachableError
 from nas.execution.executor import Attempt, Executor, Lost, Result
@@ -65,7 +65,7 @@ def lane_actor() -> int:
 def times(executor: Executor, lane: Ticker) -> None:
     """Start a quiet attempt, and wait until it times."""
     executor.start(lane.attempt)
-    wait_until(lambda: executor.poll(0.02) == [] and (lane.folder / "still").exists(), "quiet")
+    wait_until(lambda: heard(executor, 0.02) == [] and (lane.folder / "still").exists(), "quiet")
 
 
 def end_of_lane(executor: Executor, lane: Ticker) -> object:
@@ -107,7 +107,7 @@ def test_only_its_own_host_stands_still_and_goes_on_whatever_is_killed(tmp_path:
             times(executor, lane := ticker("stopped", "quiet"))
             measuring = seen_as(lane.pid, stranger.pid)
             assert executor.stop("stopped") > 0 and executor.lane_free
-            wait_until(lambda: executor.poll(0.1) == [] and not alive(measuring), "it has ended")
+            wait_until(lambda: heard(executor, 0.1) == [] and not alive(measuring), "it has ended")
             there.wait()
 
             # the helper that stops and continues: another one takes its place
@@ -136,15 +136,15 @@ def test_only_its_own_host_stands_still_and_goes_on_whatever_is_killed(tmp_path:
             times(executor, lane := ticker("late", "quiet"))
             wait_until(lambda: stands(pid), "it stands still")
             assert executor.stop(there.attempt.key) > 0
-            wait_until(lambda: executor.poll(0.1) == [] and not alive(pid), "it has ended")
-            wait_until(lambda: executor.poll(0.1) == [] and executor.free == 1, "another one is there")
+            wait_until(lambda: heard(executor, 0.1) == [] and not alive(pid), "it has ended")
+            wait_until(lambda: heard(executor, 0.1) == [] and executor.free == 1, "another one is there")
             executor.start((next_one := ticker("next")).attempt)
-            assert executor.poll(1) == [] and next_one.still()
+            assert heard(executor, 1) == [] and next_one.still()
             here.wait()
 
             # the host leaves in the middle: another one that offers it goes on
             second = found.add_stranger(tmp_path / "cache", latency=1)
-            wait_until(lambda: executor.poll(0.1) == [] and executor.free == 1, "it is there")
+            wait_until(lambda: heard(executor, 0.1) == [] and executor.free == 1, "it is there")
             stranger.kill()
             events = events_of(executor, "late", "next")
             assert {type(event) for each in events.values() for event in each} == {Lost}

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from harness import WORKER, Ticker, alive, end_of, events_of, wait_until
+from harness import WORKER, Ticker, alive, end_of, events_of, heard, wait_until
 
 from nas.errors import UnreachableError
 from nas.execution.executor import Attempt, Lost, Result
@@ -109,7 +109,7 @@ def test_a_worker_that_dies_idle_is_replaced(make: Callable[..., LocalExecutor])
     executor = make()
     first = end_of(executor, Attempt("a", "attempts:echo")).data["pid"]
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: not alive(first) and executor.poll(0.1) == [], "it ends")
+    wait_until(lambda: not alive(first) and heard(executor, 0.1) == [], "it ends")
     again = end_of(executor, Attempt("b", "attempts:echo"))
     assert isinstance(again, Lost) or again.data["pid"] != first  # whether its end was heard of in time
     assert isinstance(end_of(executor, Attempt("c", "attempts:echo")), Result)
