@@ -25,6 +25,8 @@ Rows = NDArray[np.intp]
 BOLDNESS = 1.5  # on the model's deviations: it takes its most probable hyperparameters for the true ones
 COARSE, FITTED, KEPT = 64, 200, 600  # results that the coarse model, the hyperparameters and the full model are given
 EVERY_FIT = 64  # up to so many results hyperparameters are fitted at each, then at every sixteenth of a power of two
+SHORTLIST = 1_000  # candidates that a coarse model shows to the full one
+PART = 500  # candidates that a model looks at together: the arrays for these stay in the processor's cache
 # An earlier search's log errors are off by about so much on other data; what this says counts as so many results.
 PRIOR_DOUBT, PRIOR_COUNT = 0.1, 2
 PRIOR_TRIAL = 6  # results that it takes to find out that an earlier search says nothing here
@@ -180,9 +182,18 @@ class Belief:
         drawn = np.random.default_rng(derive(self._seed, of, "telling")).choice(rest, size - near.size, replace=False)
         return np.sort(np.concatenate((near, drawn)))
 
+    def shortlist(self, points: Points, chance: Floats, *, winner: bool) -> Rows:
+        """Rows of the points worth showing to the full model: of many, once results are many too, those that a coarse model
+        likes."""
+        if self.results <= COARSE or len(points) <= SHORTLIST:
+            return np.arange(len(points))
+        return np.argsort(-chance * self.gains(self.coarse, points, winner=winner), kind="stable")[:SHORTLIST]
+
     def gains(self, model: Surrogate | Believing, points: Points, *, winner: bool) -> Floats:
         """The expected gain of each point: in hypervolume, or over the best within the limit."""
-        mean, deviation = model.predict(Inputs.of(self._frame.features(points)))
+        parts = (points[at : at + PART] for at in range(0, len(points), PART))
+        predicted = [model.predict(Inputs.of(self._frame.features(part))) for part in parts]
+        mean, deviation = np.hstack(predicted) if predicted else np.empty((2, 0))
         deviation = BOLDNESS * deviation  # not of the noise: a lucky training is no better architecture
         if winner:
             within = self._all_errors[self._all_x <= self._frame.end]
@@ -219,7 +230,8 @@ class Belief:
             chance: of each to hold the limit.
             trainings: more than 100 count as 100, less than one as that part of one.
         """
-        rows = np.argsort(-chance * self.gains(self.full, points, winner=False), kind="stable")
+        rows = self.shortlist(points, chance, winner=False)
+        rows = rows[np.argsort(-chance[rows] * self.gains(self.full, points[rows], winner=False), kind="stable")]
         rows = rows[: max(1, min(round(trainings), MOST))]
         mean, covariance = self._alone.joint(Inputs.of(self._frame.features(points[rows])))
         covariance[np.diag_indices_from(covariance)] += JITTER * self._alone.spread**2
