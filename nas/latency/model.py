@@ -128,11 +128,13 @@ class LatencyModel:
     def _judge(self, kinds: Sequence[RowKind]) -> Floats:
         """Of each kind of row the logarithm of its time, the variance of that, and 1 where no observation tells of its module,
         (kinds, 3). Every kind is worked out once, by itself: candidates of a search have most of theirs in common."""
-        if new := [kind for kind in kinds if kind not in self._judged]:
+        found = [self._judged.get(kind) for kind in kinds]
+        if new := [kind for kind, known in zip(kinds, found, strict=True) if known is None]:
             rows = self._encode(new)
             for part in range(0, len(new), PART):
                 self._judged |= zip(new[part : part + PART], self._judged_anew(rows[part : part + PART]), strict=True)
-        return np.array([self._judged[kind] for kind in kinds])
+            found = [self._judged[kind] for kind in kinds]
+        return np.array(found, dtype=np.float64)
 
     def _judged_anew(self, rows: Rows) -> Iterable[tuple[float, float, float]]:
         shared = covariance(rows, self._rows, SPREAD)

@@ -21,7 +21,7 @@ SPREAD, SPREAD_UNDER_LIMIT = (0.25, 0.75), (1.0, 0.75, 0.5)
 NEAR = 0.1  # the share of candidates nearest to a latency that a spread proposal chooses from
 WINNER_FIRST, WINNER_EVERY = 20, 2  # under a limit, so many proposals go for the best within it, then one of so many
 LEAST_CHANCE = 0.05  # to hold the limit, where latencies are uncertain
-LOOKED_AT = 10_000  # candidates that one proposal considers, drawn anew for each
+LOOKED_AT = 4_000  # candidates that one proposal considers, drawn anew for each
 
 
 def choose(
