@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What the engine itself costs: CPU and bytes per trial, memory, and whether it keeps many slots busy.
 
-    scripts/bench_engine.py [--quick] [--trials 1000] [--only engine,busy,others] [--json OUT]
+    scripts/bench_engine.py [--quick] [--trials 1000] [--only engine,busy,others] [--samplers random,tpe,front] [--json OUT]
 
 The study loop runs over the default space with a price for every architecture, on a real SQLite store, with trials.csv,
 front.csv and front.json written as a search writes them: now and then, and at the end. Nothing is trained or measured.
@@ -24,7 +24,7 @@ import argparse
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ GOALS = {
 }
 SLOTS, SECONDS, RAY_SLOTS = 64, 1.0, 4
 PARTS = ("engine", "busy", "others")
+SAMPLERS = ("random", "tpe", "front")
 Figures = dict[str, float]
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,10 +69,10 @@ def alone(part: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return pool.submit(part, *args, **kwargs).result()
 
 
-def engine_figures(trials: int) -> Figures:
+def engine_figures(trials: int, samplers: Collection[str]) -> Figures:
     """CPU and bytes per trial of each sampler."""
     figures: Figures = {"trials": trials}
-    for sampler in ("random", "tpe", "front"):
+    for sampler in samplers:
         found = alone(engine, sampler, trials)
         end = "" if sampler == "random" else f"_{sampler}"
         figures |= {
@@ -87,10 +88,12 @@ def engine_figures(trials: int) -> Figures:
     return figures
 
 
-def busy_figures(size: Size) -> Figures:
+def busy_figures(size: Size, samplers: Collection[str]) -> Figures:
     """How busy the driver keeps the slots, and its memory."""
     figures: Figures = {"busy_slots": SLOTS, "busy_trial_seconds": SECONDS}
     for sampler, trials in {"random": size.busy, "front": size.busy_front}.items():
+        if sampler not in samplers:
+            continue
         found = alone(engine, sampler, trials, SLOTS, SECONDS)
         end = "" if sampler == "random" else f"_{sampler}"
         figures |= {
@@ -110,10 +113,12 @@ def busy_figures(size: Size) -> Figures:
     return figures
 
 
-def other_figures(size: Size) -> Figures:
+def other_figures(size: Size, samplers: Collection[str]) -> Figures:
     """What others need for trials over the same space."""
     figures: Figures = {"bare_optuna_trials": size.bare, "ray_tune_trials": size.ray, "ray_tune_slots": RAY_SLOTS}
-    for sampler in ("random", "tpe"):
+    for sampler in samplers:
+        if sampler == "front":  # is ours alone
+            continue
         end = "" if sampler == "random" else f"_{sampler}"
         bare = alone(bare_optuna, sampler, size.bare)
         print(f"{sampler:>6}: bare Optuna {bare:.1f} ms CPU a trial over {size.bare}", flush=True)
@@ -138,18 +143,22 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="of the part `engine`")
     parser.add_argument("--only", default=",".join(PARTS), help="parts to run (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--samplers", default=",".join(SAMPLERS), help="samplers to measure (default: %(default)s)")
     options = parser.parse_args()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     size, parts = QUICK if options.quick else FULL, options.only.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--only: unknown part '{unknown.pop()}', use {', '.join(PARTS)}")
+    samplers = options.samplers.split(",")
+    if unknown := set(samplers) - set(SAMPLERS):
+        parser.error(f"--samplers: unknown sampler '{unknown.pop()}', use {', '.join(SAMPLERS)}")
     figures: Figures = {}
     if "engine" in parts:
-        figures |= engine_figures(options.trials or size.engine)
+        figures |= engine_figures(options.trials or size.engine, samplers)
     if "busy" in parts:
-        figures |= busy_figures(size)
+        figures |= busy_figures(size, samplers)
     if "others" in parts:
-        figures |= other_figures(size)
+        figures |= other_figures(size, samplers)
     for name, goal in GOALS.items():
         if name in figures:
             print(f"{name}: {figures[name]:.4g} (goal: {goal})")

@@ -46,6 +46,9 @@ class Rows:
     layer: Ints
     numbers: Floats
 
+    def __getitem__(self, rows: slice) -> Rows:
+        return Rows(self.family[rows], self.layer[rows], self.numbers[rows])
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -96,21 +99,23 @@ def prior_mean(rows: Rows) -> Floats:
     """The logarithm of a row's time before anything is measured, up to a constant: between memory-bound and compute-bound."""
     slopes = np.zeros(rows.numbers.shape[1])
     slopes[:4] = 0.6, 0.6, 0.8, 0.8
-    mean: Floats = LN2 * rows.numbers @ slopes
+    mean: Floats = LN2 * np.sum(rows.numbers * slopes, axis=1)
     return mean
 
 
 def covariance(a: Rows, b: Rows, s: Spread) -> Floats:
     """Covariance of the logarithms of the times of rows `a` (n) and `b` (m), (n, m)."""
-    product = LN2**2 * a.numbers @ b.numbers.T
-    apart = _squares(a.numbers, b.numbers)
-    family = a.family[:, None] == b.family[None, :]
-    layer = family & (a.layer[:, None] == b.layer[None, :])
+    product = LN2**2 * one_by_one(a.numbers, b.numbers.T)
     result: Floats = s.all_level**2 + s.all_slope**2 * product
-    result += family * (
-        s.family_level**2 + s.family_slope**2 * product + s.family_bend**2 * np.exp(apart * (-0.5 / s.family_reach**2))
-    )
-    result += layer * (s.layer_level**2 + s.layer_bend**2 * np.exp(apart * (-0.5 / s.layer_reach**2)))
+    for family in np.intersect1d(a.family, b.family):  # rows of two families share no more: few pairs are of one
+        rows, columns = np.flatnonzero(a.family == family), np.flatnonzero(b.family == family)
+        both = np.ix_(rows, columns)
+        apart = _squares(a.numbers[rows], b.numbers[columns])
+        layer = a.layer[rows, None] == b.layer[columns]
+        own = s.family_level**2 + s.family_slope**2 * product[both]
+        own += s.family_bend**2 * np.exp(apart * (-0.5 / s.family_reach**2))
+        own += layer * (s.layer_level**2 + s.layer_bend**2 * np.exp(apart * (-0.5 / s.layer_reach**2)))
+        result[both] += own
     return result
 
 
@@ -123,5 +128,11 @@ def variance(a: Rows, s: Spread) -> Floats:
 
 
 def _squares(a: Floats, b: Floats) -> Floats:
-    result: Floats = np.maximum(np.sum(a**2, 1)[:, None] + np.sum(b**2, 1)[None, :] - 2 * a @ b.T, 0.0)
+    result: Floats = np.maximum(np.sum(a**2, 1)[:, None] + np.sum(b**2, 1)[None, :] - 2 * one_by_one(a, b.T), 0.0)
+    return result
+
+
+def one_by_one(rows: Floats, matrix: Floats) -> Floats:
+    """`rows @ matrix`, each row by itself: a row's result is the same to the last bit whichever others stand beside it."""
+    result: Floats = (rows[:, None, :] @ matrix)[:, 0]
     return result

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from nas.errors import InputError
-from nas.latency.kernel import Encoder, Floats, Ints, Spread, covariance, prior_mean, variance
-from nas.latency.rows import row_kinds
+from nas.latency.kernel import Encoder, Floats, Ints, Rows, Spread, covariance, one_by_one, prior_mean, variance
+from nas.latency.rows import RowKind, row_kinds
 from nas.space.architecture import Architecture
 from nas.space.held import Held
 from nas.space.search_space import SearchSpace
@@ -43,6 +43,7 @@ WHOLE_NOISE = 0.01
 # Standard deviations of what a whole model takes beside its rows: a factor, and how it changes with the model's size (caches).
 BESIDE, BESIDE_SLOPE = 0.05, 0.1
 SPREAD = Spread()
+PART = 256  # kinds of rows worked out at once: what is needed for it stays small
 
 
 class Observation(NamedTuple):
@@ -76,6 +77,7 @@ class LatencyModel:
     def __init__(self, skeleton: Skeleton, observations: Sequence[Observation]) -> None:
         self.skeleton = skeleton
         self.observations = tuple(observations)
+        self._judged: dict[RowKind, tuple[float, float, float]] = {}  # a memory, never a state
         self._learn()
 
     @classmethod
@@ -112,19 +114,34 @@ class LatencyModel:
         if not len(architectures):
             return np.empty(0), np.empty(0), np.empty(0)
         kinds, index = row_kinds(self.skeleton, architectures)
-        rows = self._encode(kinds)
-        shared = covariance(rows, self._rows, SPREAD)
-        log_times = prior_mean(rows) + self._level + shared @ self._weights
-        unsure = np.maximum(variance(rows, SPREAD) - np.sum(shared @ self._known * shared, axis=1), 0.0)
+        log_times, unsure, families = self._judge(kinds).T
         times = np.exp(log_times)[index]
         total = times.sum(1)
-        shares, strange = times / total[:, None], rows.family >= len(self._encode.families)
+        shares, strange = times / total[:, None], families > 0
         # what no observation tells, none can correct: a new block's rows count in full, and err together
         new = np.sum(shares * np.where(strange, np.sqrt(unsure), 0.0)[index], axis=1)
         known = _deviation(shares, np.where(strange, 0.0, unsure)[index])
         margin = np.exp(np.hypot(self._factor * known, NORMAL * new))
         ms = total * np.exp(_size(total, self._typical) @ self._correction)
         return ms, ms / margin, ms * margin
+
+    def _judge(self, kinds: Sequence[RowKind]) -> Floats:
+        """Of each kind of row the logarithm of its time, the variance of that, and 1 where no observation tells of its module,
+        (kinds, 3). Every kind is worked out once, by itself: candidates of a search have most of theirs in common."""
+        found = [self._judged.get(kind) for kind in kinds]
+        if new := [kind for kind, known in zip(kinds, found, strict=True) if known is None]:
+            rows = self._encode(new)
+            for part in range(0, len(new), PART):
+                self._judged |= zip(new[part : part + PART], self._judged_anew(rows[part : part + PART]), strict=True)
+            found = [self._judged[kind] for kind in kinds]
+        return np.array(found, dtype=np.float64)
+
+    def _judged_anew(self, rows: Rows) -> Iterable[tuple[float, float, float]]:
+        shared = covariance(rows, self._rows, SPREAD)
+        log_times = prior_mean(rows) + self._level + np.sum(shared * self._weights, axis=1)
+        unsure = np.maximum(variance(rows, SPREAD) - np.sum(one_by_one(shared, self._known) * shared, axis=1), 0.0)
+        strange = rows.family >= len(self._encode.families)
+        return zip(log_times.tolist(), unsure.tolist(), strange.astype(float).tolist(), strict=True)
 
     def to_dict(self) -> dict[str, Any]:
         """The observations as plain data, from which the same model follows."""

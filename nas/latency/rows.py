@@ -8,8 +8,8 @@ distinct `RowKind` and gathered.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,8 @@ Ints = npt.NDArray[np.int64]
 DENSE = 16  # up to so many possible numbers for each that occurs, a table of all is faster than sorting
 
 
-@dataclass(frozen=True)
-class RowKind:
-    """One row as it may stand in an architecture.
+class RowKind(NamedTuple):
+    """One row as it may stand in an architecture. A tuple: thousands are made and told apart for each proposal.
 
     Args:
         layer: its index in the model YAML.
@@ -83,8 +82,7 @@ def row_kinds(skeleton: Skeleton, architectures: Sequence[Architecture] | Held) 
                 kinds.append(RowKind(layer, row.module, taken, made, depth, stride))
                 continue
             module = row.module if placement.block == KEEP else placement.block
-            knobs = tuple((name, float(value)) for name, value in placement.knobs)
-            kinds.append(RowKind(layer, module, taken, made, placement.depth, stride, placement.heads or 0, knobs))
+            kinds.append(RowKind(layer, module, taken, made, placement.depth, stride, placement.heads or 0, placement.knobs))
     return kinds, index
 
 

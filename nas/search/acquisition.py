@@ -19,6 +19,7 @@ from scipy.special import ndtr
 
 Floats = NDArray[np.float64]
 
+LARGEST = 700.0  # exponent of a float
 QUANTILE = 1.6448536269514722  # of the normal distribution: 95% lie below so many deviations
 
 
@@ -56,7 +57,8 @@ def expected_excess(level: Floats | float, mean: Floats, deviation: Floats) -> F
     """E[(level - e)+] where log e is normal. Level, mean and deviation broadcast; level is above 0."""
     log_level = np.log(level)
     z = (log_level - mean) / deviation
-    return np.asarray(np.maximum(np.exp(log_level) * ndtr(z) - np.exp(mean + deviation**2 / 2) * ndtr(z - deviation), 0.0))
+    whole = np.exp(np.minimum(mean + deviation**2 / 2, LARGEST))  # far from all results a model's doubt has no bound
+    return np.asarray(np.maximum(np.exp(log_level) * ndtr(z) - whole * ndtr(z - deviation), 0.0))
 
 
 def expected_hypervolume_gain(steps: Steps, mean: Floats, deviation: Floats, log_latencies: Floats) -> Floats:

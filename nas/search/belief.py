@@ -24,7 +24,9 @@ Rows = NDArray[np.intp]
 
 BOLDNESS = 1.5  # on the model's deviations: it takes its most probable hyperparameters for the true ones
 COARSE, FITTED, KEPT = 64, 200, 600  # results that the coarse model, the hyperparameters and the full model are given
-EVERY_FIT = 64  # up to so many results hyperparameters are fitted at each, then at every sixteenth of a power of two
+EVERY_FIT = 64  # up to so many results hyperparameters are fitted at each, then at every eighth of a power of two
+SHORTLIST = 500  # candidates that a coarse model shows to the full one
+PART = 500  # candidates that a model looks at together: the arrays for these stay in the processor's cache
 # An earlier search's log errors are off by about so much on other data; what this says counts as so many results.
 PRIOR_DOUBT, PRIOR_COUNT = 0.1, 2
 PRIOR_TRIAL = 6  # results that it takes to find out that an earlier search says nothing here
@@ -114,26 +116,22 @@ class Belief:
         features = frame.features(done.points)
         self._form, inputs = Form.of(features), Inputs.of(features)
         self._x = np.log(done.points.latency)
-        level = Steps.of(done.errors, self._x, float(done.errors.max()) * 2, math.inf).level_at
-        self._behind = np.log(done.errors) - np.log(level(self._x))  # how far each result is behind the front
-        self._inputs, self._errors, self._doubt = inputs, done.errors, done.doubt
+        self._own_errors, self._before = done.errors, 0
+        self._inputs, self._errors, self._doubt, self._log_latency = inputs, done.errors, done.doubt, self._x
         at = _milestone(len(done))
-        before = 0
         taken = None if prior is None else self._transferred(prior[:KEPT], inputs[:at], done.errors[:at], fits)
         if prior is not None and taken is not None:
-            before = min(len(prior), KEPT)
+            self._before = min(len(prior), KEPT)
             own, errors, doubt = taken
             self._inputs = Inputs(np.vstack((own.effects, inputs.effects)), np.vstack((own.points, inputs.points)))
             self._errors, self._doubt = np.concatenate((errors, done.errors)), np.concatenate((doubt, done.doubt))
-            x = np.log(prior.points.latency[:before])
-            self._behind = np.concatenate((np.log(errors) - np.log(level(x)), self._behind))
-        rows = self._telling(before + at, FITTED)
+            self._log_latency = np.concatenate((np.log(prior.points.latency[: self._before]), self._x))
+        rows = self._telling(at, FITTED)
         self._theta = fits.get(self._form, self._inputs[rows], self._errors[rows], self._doubt[rows])
         self._waiting = Inputs.of(frame.features(running))
         believed = np.exp(self._alone.predict(self._waiting)[0]) if len(running) else np.empty(0)
         self._all_errors = np.concatenate((done.errors, believed))
         self._all_x = np.concatenate((self._x, np.log(running.latency)))
-        self._own_errors = done.errors
 
     def _transferred(self, prior: Evidence, inputs: Inputs, errors: Floats, fits: Fits) -> tuple[Inputs, Floats, Floats] | None:
         """An earlier search's results as far as they hold here: shifted, and with the doubt that these results leave, and that
@@ -168,21 +166,35 @@ class Belief:
         return model.believing(self._waiting) if len(self._waiting) else model
 
     def _of(self, size: int) -> Surrogate:
-        rows = self._telling(len(self._errors), size)
+        rows = self._telling(self.results, size)
         return condition(self._form, self._theta, self._inputs[rows], self._errors[rows], self._doubt[rows])
 
-    def _telling(self, of: int, size: int) -> Rows:
-        """Rows of at most `size` of so many results: two thirds nearest to the front, the rest at random, in their order."""
+    def _telling(self, results: int, size: int) -> Rows:
+        """Of an earlier search's results and the first so many of this one rows of at most `size`: two thirds nearest to the
+        front of these (what came later does not change the choice), the rest at random, in their order."""
+        of = self._before + results
         if of <= size:
             return np.arange(of)
-        order = np.argsort(self._behind[:of], kind="stable")
+        errors = self._own_errors[:results]
+        level = Steps.of(errors, self._x[:results], float(errors.max()) * 2, math.inf).level_at
+        behind = np.log(self._errors[:of]) - np.log(level(self._log_latency[:of]))
+        order = np.argsort(behind, kind="stable")
         near, rest = order[: size * 2 // 3], order[size * 2 // 3 :]
         drawn = np.random.default_rng(derive(self._seed, of, "telling")).choice(rest, size - near.size, replace=False)
         return np.sort(np.concatenate((near, drawn)))
 
+    def shortlist(self, points: Points, chance: Floats, *, winner: bool) -> Rows:
+        """Rows of the points worth showing to the full model: of many, once results are many too, those that a coarse model
+        likes."""
+        if self.results <= COARSE or len(points) <= SHORTLIST:
+            return np.arange(len(points))
+        return np.argsort(-chance * self.gains(self.coarse, points, winner=winner), kind="stable")[:SHORTLIST]
+
     def gains(self, model: Surrogate | Believing, points: Points, *, winner: bool) -> Floats:
         """The expected gain of each point: in hypervolume, or over the best within the limit."""
-        mean, deviation = model.predict(Inputs.of(self._frame.features(points)))
+        parts = (points[at : at + PART] for at in range(0, len(points), PART))
+        predicted = [model.predict(Inputs.of(self._frame.features(part))) for part in parts]
+        mean, deviation = np.hstack(predicted) if predicted else np.empty((2, 0))
         deviation = BOLDNESS * deviation  # not of the noise: a lucky training is no better architecture
         if winner:
             within = self._all_errors[self._all_x <= self._frame.end]
@@ -219,7 +231,8 @@ class Belief:
             chance: of each to hold the limit.
             trainings: more than 100 count as 100, less than one as that part of one.
         """
-        rows = np.argsort(-chance * self.gains(self.full, points, winner=False), kind="stable")
+        rows = self.shortlist(points, chance, winner=False)
+        rows = rows[np.argsort(-chance[rows] * self.gains(self.full, points[rows], winner=False), kind="stable")]
         rows = rows[: max(1, min(round(trainings), MOST))]
         mean, covariance = self._alone.joint(Inputs.of(self._frame.features(points[rows])))
         covariance[np.diag_indices_from(covariance)] += JITTER * self._alone.spread**2
@@ -241,5 +254,5 @@ class Belief:
 
 def _milestone(results: int) -> int:
     """How many of so many results hyperparameters are fitted to: all of few, then a number that changes now and then."""
-    step = 1 if results <= EVERY_FIT else 2 ** (results.bit_length() - 5)
+    step = 1 if results <= EVERY_FIT else 2 ** (results.bit_length() - 4)
     return results // step * step

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from nas.search.acquisition import chance_within
-from nas.search.belief import COARSE, Belief, Evidence, Fits, Frame, Points
+from nas.search.belief import Belief, Evidence, Fits, Frame, Points
 from nas.search.surrogate import Floats
 from nas.seeds import derive
 
@@ -21,8 +21,7 @@ SPREAD, SPREAD_UNDER_LIMIT = (0.25, 0.75), (1.0, 0.75, 0.5)
 NEAR = 0.1  # the share of candidates nearest to a latency that a spread proposal chooses from
 WINNER_FIRST, WINNER_EVERY = 20, 2  # under a limit, so many proposals go for the best within it, then one of so many
 LEAST_CHANCE = 0.05  # to hold the limit, where latencies are uncertain
-LOOKED_AT = 10_000  # candidates that one proposal considers, drawn anew for each
-SHORTLIST = 1_000  # of these, once results are many, so many that a coarse model likes are shown to the full one
+LOOKED_AT = 4_000  # candidates that one proposal considers, drawn anew for each
 
 
 def choose(
@@ -59,9 +58,7 @@ def choose(
 
 def _most_promising(belief: Belief, pool: Points, chance: Floats, *, winner: bool) -> int:
     """The row with the largest expected gain. Of a large pool and many results, a coarse model looks at all of it first."""
-    rows = np.arange(len(pool))
-    if belief.results > COARSE and len(pool) > SHORTLIST:
-        rows = np.argsort(-chance * belief.gains(belief.coarse, pool, winner=winner), kind="stable")[:SHORTLIST]
+    rows = belief.shortlist(pool, chance, winner=winner)
     return int(rows[np.argmax(chance[rows] * belief.gains(belief.full, pool[rows], winner=winner))])
 
 

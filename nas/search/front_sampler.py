@@ -236,7 +236,7 @@ class SpaceCandidates:
     """
 
     ENUMERATED = 50_000
-    DRAWN = 20_000
+    DRAWN = 8_000
 
     def __init__(
         self,

@@ -121,6 +121,16 @@ def test_equal_observations_make_equal_models_also_through_json():
     assert again.error == model.error
 
 
+def test_what_was_asked_before_changes_no_bit_of_an_answer():
+    """A search that goes on after a restart must see the latencies that it would have seen."""
+    model, others = fitted(20), drawn(40, seed=77)
+    fresh = LatencyModel.fit(SPACE, model.observations)
+    for few in (others[:1], others[5:8], others[20:]):
+        model.predict(few)
+    for told, own in zip(model.predict(others), fresh.predict(others), strict=True):
+        assert told.tobytes() == own.tobytes()
+
+
 def test_of_one_architecture_measured_twice_the_lower_figure_counts():
     chosen = calibration_set(SPACE, 160, 0, 12)
     ms, rows = device(chosen)

@@ -65,3 +65,10 @@ def test_the_chance_to_hold_a_limit():
     assert chance_within(2.0, ms, low, high) == pytest.approx([1, 1, 0, 0.5])
     assert chance_within(None, ms, low, high) == pytest.approx([1, 1, 1, 1])
     assert chance_within(2.0 * math.exp(0.1), ms, low, high)[3] == pytest.approx(0.8413, abs=1e-4)
+
+
+def test_where_a_model_knows_nothing_a_gain_is_a_number():
+    """Far from all results means and deviations have no bound; a gain that is no number would be taken for the largest."""
+    mean, deviation = np.array([800.0, 0.0, 0.0, -800.0]), np.array([1.0, 50.0, 38.0, 60.0])
+    gains = expected_excess(0.5, mean, deviation)
+    assert np.all((gains >= 0) & (gains <= 0.5))

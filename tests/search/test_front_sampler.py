@@ -14,10 +14,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from nas.search import belief, surrogate
 from nas.search.acquisition import Steps
-from nas.search.belief import Evidence, Fits, Frame, Points
+from nas.search.belief import Belief, Evidence, Fits, Frame, Points
 from nas.search.choose import choose
 from nas.search.front_sampler import FrontSampler, SpaceCandidates, TableCandidates
+from nas.search.surrogate import kernel
 from nas.space.features import SpaceCodes, encode
 from nas.space.reader import find_space, read_space
 
@@ -75,10 +77,11 @@ def test_the_same_seed_trial_and_results_give_the_same_proposals():
     assert json.loads(other.stdout) == first
 
 
-def test_a_fresh_sampler_goes_on_as_the_old_one_would():
-    """As after a restart: the results alone say what comes next."""
+@pytest.mark.parametrize("results", [9, 70])
+def test_a_fresh_sampler_goes_on_as_the_old_one_would(results):
+    """As after a restart: the results alone say what comes next, also where hyperparameters are older than the latest."""
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=TOY.sampler(0))
-    for _ in range(9):
+    for _ in range(results):
         trial, row = TOY.ask(study)
         study.tell(trial, [TOY.map[row], TOY.latency[row]])
     again = optuna.create_study(directions=["maximize", "minimize"], sampler=TOY.sampler(0))
@@ -135,6 +138,38 @@ def test_with_uncertain_latencies_nothing_hopeless_is_proposed():
         assert row is not None
         assert low[row] <= 1.4
     assert choose(pool, done, pool[np.arange(0)], Frame(1.0, 1.8, 0.5), 0, 3, Fits()) is None
+
+
+def test_the_work_of_a_proposal_does_not_grow_with_results_and_pool(monkeypatch):
+    """Counted, not timed: entries of kernel matrices, and fits of the hyperparameters over a whole search."""
+    entries, fits = [], []
+
+    def counted(form, theta, a, b):
+        entries.append(len(a) * len(b))
+        return kernel(form, theta, a, b)
+
+    def fitted(form, inputs, errors, doubt):
+        fits.append(len(inputs))
+        return form.prior[0]
+
+    monkeypatch.setattr(surrogate, "kernel", counted)
+    monkeypatch.setattr(belief, "fit", fitted)
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, (14_000, 2))
+    latency = np.exp(x[:, 0])
+    points = Points(encode(x.T.tolist()), latency, latency, latency)
+    done = Evidence(points[:4000], np.exp(-1 - x[:4000].sum(axis=1)), np.zeros(4000))
+    nothing, frame, known = points[np.arange(0)], Frame(1, 3), Fits()
+    for results in range(2, 1001):
+        Belief(done[:results], nothing, None, frame, 0, known)
+    assert len(fits) <= 100 and max(fits) <= 200
+    works = []
+    for results in (1000, 4000):
+        entries.clear()
+        choose(points[4000:], done[:results], nothing, frame, 0, results, known)
+        assert max(entries) <= 600 * 600
+        works.append(sum(entries))
+    assert works[0] == works[1] <= 64 * 4000 + 600 * 500 + 600**2 + 64**2
 
 
 def test_many_results_and_a_large_pool():
