@@ -20,6 +20,7 @@ from nas.dataset.description import Dataset
 from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Lost, Progress, Result
 from nas.execution.imitate import ASSEMBLE, IMITATE, MEET, TUNE, AssembleJob, ImitateJob, TeacherJob
+from nas.execution.validate import VALIDATE, ValidateJob
 from nas.execution.work import TRAIN, TrainJob
 from nas.imitation.alternatives import Alternative, alternative_of, alternatives_of
 from nas.imitation.library import Library
@@ -110,6 +111,11 @@ class Teaching:
         """The fields of a `TeacherJob`, once there is a teacher."""
         path = self._store.fact("teacher")["path"]
         return asdict(self._teacher_job(path or str(self._folder / "teacher.pt")))
+
+    @property
+    def has_seen_all(self) -> bool:
+        """Whether the teacher is the user's own, so that it may have learned from the held-out part."""
+        return (self._store.fact("teacher") or {}).get("path") is not None
 
     @property
     def _skeleton(self) -> dict[str, Any]:
@@ -321,6 +327,10 @@ class AssembledJobs:
     def shares(self) -> Sequence[float]:
         return [ASSEMBLED_SHARE, *[1 / FACTOR] * (len(self._epochs) - 1)]
 
+    @property
+    def validates(self) -> bool:
+        return self._teaching.has_seen_all
+
     def refusal(self, architecture: Architecture) -> str | None:
         for placement in architecture.placements:
             if reason := self._teaching.dropped(alternative_of(self._space, placement)):
@@ -328,6 +338,8 @@ class AssembledJobs:
         return None
 
     def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        if step.validates:
+            return VALIDATE, asdict(self._validation(step.number))
         assembled = AssembleJob(**self._teaching.job(), model=model, library=str(self._teaching.library.folder))
         if step.rung == 0:
             return ASSEMBLE, asdict(assembled)
@@ -343,3 +355,9 @@ class AssembledJobs:
             keep=str(weights) if kept else None,
         )
         return TUNE, {"assemble": asdict(replace(assembled, keep=str(start))), "train": asdict(train)}
+
+    def _validation(self, number: int) -> ValidateJob:
+        names = ("data", "root", "cache", "imgsz", "device", "threads", "blocks")
+        common = {name: getattr(self._train, name) for name in names}
+        polygons = self._space.skeleton.task == "segment"
+        return ValidateJob(str(self._folders.weights(number)), polygons=polygons, **common)

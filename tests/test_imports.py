@@ -168,6 +168,7 @@ OWNERS = {
         "nas.imitation",
         "nas.execution.work",
         "nas.execution.imitate",
+        "nas.execution.validate",
     },
 }
 FREE_OF = {  # modules -> what importing them in a fresh process must not load
@@ -181,7 +182,11 @@ FREE_OF = {  # modules -> what importing them in a fresh process must not load
         "matplotlib",
         "plotly",
     ),
-    ("nas.imitation.library", "nas.imitation.alternatives", "nas.execution.imitate"): ("torch", "ray", "ultralytics"),
+    ("nas.imitation.library", "nas.imitation.alternatives", "nas.execution.imitate", "nas.execution.validate"): (
+        "torch",
+        "ray",
+        "ultralytics",
+    ),
     ("nas.runs.folder", "nas.review.space_table"): ("torch", "ray", "ultralytics", "optuna"),
     (
         "nas.pricing",
