@@ -42,7 +42,9 @@ ARROWS = {
     "advice": {"latency", "review", "runs", "search"},
     "finish": {"blocks", "dataset", "outcome", "review", "run", "runs", "yolo"},
     "quote": {"blocks", "execution", "latency", "outcome", "run", "runs"},
+    "dry_imitation": {"teaching", "execution", "imitation", "pricing", "review", "search", "dataset"},
     "dry_run": {
+        "dry_imitation",
         "climb",
         "jobs",
         "search",
