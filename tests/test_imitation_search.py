@@ -118,6 +118,10 @@ def test_the_winner_is_trained_on(run: Path, home: Path) -> None:
     trained, baseline, weights = done.stdout.splitlines()[-3:]
     assert re.search(r"mAP50-95 0\.\d+ on val, [\d.]+ ms, after 1 epochs from \w+\.pt", trained)
     assert baseline.startswith("baseline: mAP50-95 0.") and baseline.endswith("the teacher of the search")
+    anew = [*CLI, "train", str(run / "winner.yaml"), "--epochs", "1", "--random-init"]
+    drawn = subprocess.run(anew, cwd=home, capture_output=True, text=True, timeout=600)
+    assert drawn.returncode == 0 and "after 1 epochs from drawn weights" in drawn.stdout, drawn.stderr
+    assert drawn.stdout.splitlines()[-2] == baseline  # the same weights on the same images
     model = YOLO(weights.removeprefix("weights: ")).model
     assert [row[2] for row in model.yaml["backbone"]] == [
         row[2] for row in yaml.safe_load((run / "winner.yaml").read_text())["backbone"]

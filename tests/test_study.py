@@ -19,9 +19,10 @@ import yaml
 from optuna.trial import TrialState
 
 from nas.config import Budget, RunConfig
-from nas.errors import InfeasibleError, StoppedError
+from nas.errors import InfeasibleError, InputError, StoppedError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 from nas.execution.work import PRICE, TRAIN, UNSTABLE, TrainJob
+from nas.finish import chosen
 from nas.hopeless import SAME_FAILURES
 from nas.jobs import Step
 from nas.latency.cache import LatencyCache
@@ -32,6 +33,7 @@ from nas.outcome import records_of, summary_of, winner_of, write_report
 from nas.pricing import REPEAT_SECONDS, Pricing
 from nas.proposals import Proposals, SpaceKnowledge
 from nas.review.table import front_of, picks_of
+from nas.run import Run
 from nas.runs.folder import write_config, write_manifest
 from nas.runs.ledger import Ledger
 from nas.runs.place import RUNG
@@ -1006,3 +1008,28 @@ def test_what_a_users_teacher_may_have_seen_is_no_claim(make_lab):
     assert "cannot be said of 0 confirmed members" in lab.summary().seen
     lab.store.put_fact("teacher", {"path": None, "digest": "d", "map": 0.4})
     assert lab.summary().seen == ""
+
+
+def test_a_run_s_model_yaml_says_what_to_train(make_lab, tmp_path):
+    """`nas train` takes the YAML that `nas export` has written, as long as it is what the run has trained."""
+    lab = make_lab(budget="4trials")
+    lab.run(lab.executor())
+    lab.summary()
+    run = Run(lab.folder)
+    record = next(r for r in run.records if r.state == "done" and not r.baseline)
+    (written,) = run.export(str(record.trial))
+    found, trial = chosen(str(written), None)
+    assert (found.folder, trial) == (lab.folder, record) == (chosen(str(lab.folder), str(record.trial))[0].folder, trial)
+    assert chosen(str(lab.folder), None)[1] in run.front
+    with pytest.raises(InputError, match="nothing to --pick"):
+        chosen(str(written), "best")
+    text = written.read_text()
+    changed = yaml.safe_load(text)
+    changed["backbone"][0][3][0] += 8
+    written.write_text(yaml.safe_dump(changed))
+    with pytest.raises(InputError, match="is this architecture") as caught:
+        chosen(str(written), None)
+    assert "nas yolo train" in caught.value.hint
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match="in no run folder"):
+        chosen(str(tmp_path / "mine.yaml"), None)
