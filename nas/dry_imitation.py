@@ -102,14 +102,15 @@ def rehearse_learning(space: SearchSpace, train: TrainJob, images: int, executor
         return Learning(0.0, 0.0)
     common = asdict(teacher_job(train, train.model, str(train.keep)))
     job = ImitateJob(**common, alternatives=[alternative.plain() for alternative in some], library=str(folder / "library"))
-    _, lessons, seconds = _done(executor, Attempt("learn", IMITATE, asdict(job)), folder)
+    _, reports, seconds = _done(executor, Attempt("learn", IMITATE, asdict(job)), folder)
+    lessons = [report for report in reports if report.data.get("students")]  # the others are signs of life
     epochs = [
-        (later.seconds - earlier.seconds, later.data["students"])
+        (later.seconds - earlier.seconds) / later.data["students"]
         for earlier, later in pairwise(lessons)
-        if later.data["epoch"] > earlier.data["epoch"] and later.data["students"]
+        if later.data["epoch"] > earlier.data["epoch"]
     ]
-    each = statistics.median(spent / students for spent, students in epochs) if epochs else 0.0
-    beside = seconds - sum(spent for spent, _ in epochs)
+    each = statistics.median(epochs) if epochs else 0.0
+    beside = seconds - each * sum(lesson.data["students"] for lesson in lessons)
     return Learning(max(0.0, beside) / len(some), each / images)
 
 

@@ -46,7 +46,7 @@ DRAWS = 200
 HOUR = 3600.0
 FLAT_RESULTS = 20  # before so many results nobody can say that no more is to be found
 EVERYTHING_TRIED = "every architecture of the space was tried"
-NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden or known"
+NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden, known or pruned"
 INTERRUPTED = "interrupted"
 PRICED_AHEAD = 1
 
@@ -68,6 +68,7 @@ class Study:
         prepare: what is done between probing and exploring; given a function to be called with a phase at least twice a
             second, and one that says whether somebody asked to stop.
         seeds: what to propose first, beside the baseline; None as long as too little is known of latencies.
+        prune: why an architecture is not worth an evaluation, if it is known.
         metric: what architectures are ranked by, in words.
         patience: seconds to wait for news at a time.
         clock: seconds, of which only differences count.
@@ -88,13 +89,14 @@ class Study:
         record: Callable[[], None],
         prepare: Callable[[Callable[[str], None], Callable[[], bool]], None] | None = None,
         seeds: Callable[[], Sequence[Architecture] | None] = tuple,
+        prune: Callable[[Architecture], str | None] = lambda _: None,
         metric: str = "mAP50-95",
         patience: float = POLL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._space, self._store = config, space, store
         self._executor, self._ledger, self._pricing, self._proposals = executor, ledger, pricing, proposals
-        self._jobs, self._record, self._metric = jobs, record, metric
+        self._jobs, self._record, self._metric, self._prune = jobs, record, metric, prune
         self._folders, self._patience, self._clock, self._prepare = folders, patience, clock, prepare
         self._watch: Callable[[], None] = lambda: watch(self._status)
         self._climb = Climb(store, jobs.shares, config.confirm)
@@ -356,6 +358,9 @@ class Study:
             return
         if (refusal := self._jobs.refusal(architecture)) is not None:
             self._reject(number, f"invalid: {refusal}")
+            return
+        if (worse := self._prune(architecture)) is not None:
+            self._reject(number, f"pruned: {worse}")
             return
         self._price(number)
 

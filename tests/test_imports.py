@@ -66,6 +66,7 @@ ARROWS = {
         "pricing",
         "proposals",
         "prior",
+        "pruning",
         "rises",
         "study",
         "status",
@@ -86,6 +87,7 @@ ARROWS = {
     "resumable": {"dataset", "runs"},
     "proposals": {"rises", "pricing", "runs", "search"},
     "rises": {"imitation"},
+    "pruning": {"rises", "pricing", "runs", "search"},
     "simulate": {
         "study",
         "proposals",

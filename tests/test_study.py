@@ -249,6 +249,7 @@ class Lab:
         self.table: TablePrices | None = None
         self.recorded = 0
         self.validates = False
+        self.prune: Callable[[object], str | None] = lambda _: None
 
     def executor(self, **options) -> FakeExecutor:
         return FakeExecutor(self.clock, **options)
@@ -279,6 +280,7 @@ class Lab:
             TrialFolders(self.folder),
             watch=lambda status: watch(study),
             record=record,
+            prune=self.prune,
             clock=self.clock,
         )
         try:
@@ -1033,3 +1035,13 @@ def test_a_run_s_model_yaml_says_what_to_train(make_lab, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(InputError, match="in no run folder"):
         chosen(str(tmp_path / "mine.yaml"), None)
+
+
+def test_what_is_pruned_is_neither_priced_nor_trained(make_lab):
+    lab = make_lab(budget="8trials")
+    lab.prune = lambda architecture: "trial 0 is better" if any(p.block == "irmb" for p in architecture.placements) else None
+    executor = lab.executor()
+    lab.run(executor)
+    pruned = [e for e in lab.store.entries if e.reason == "pruned: trial 0 is better"]
+    assert pruned and all(e.state == "rejected" and e.price is None for e in pruned)
+    assert not {lab.name(e.architecture) for e in pruned} & {*executor.trained, *executor.timed}

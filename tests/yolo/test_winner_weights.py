@@ -13,7 +13,7 @@ from ultralytics import YOLO
 
 from nas.space.architecture import Architecture, model_yaml, place
 from nas.space.skeleton import read_skeleton
-from nas.yolo.build import build, tensors
+from nas.yolo.build import build, inference_form, tensors
 from nas.yolo.checkpoints import save_checkpoint
 from nas.yolo.full import map_on_val, train_full
 
@@ -47,8 +47,8 @@ def test_a_winner_goes_on_in_ultralytics(name: str, task: str, tmp_path: Path) -
     session, images = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"]), torch.rand(1, 3, 64, 64)
     found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     with torch.no_grad():
-        expected = tensors(YOLO(str(path)).model.float().eval().fuse(verbose=False)(images))
-    for got, wanted_ in zip(found, expected, strict=False):
+        expected = tensors(inference_form(YOLO(str(path)).model.float())(images))
+    for got, wanted_ in zip(found, expected, strict=True):
         assert np.abs(got - wanted_.numpy()).max() <= 2e-3 * max(1.0, float(wanted_.abs().max()))
     best = train_full(path, data=data, epochs=1, imgsz=64, device="cpu", folder=tmp_path / "full", seed=0)
     assert 0 <= map_on_val(best, data=data, imgsz=64, device="cpu", folder=tmp_path / "full" / "val") <= 1
