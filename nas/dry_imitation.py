@@ -155,7 +155,7 @@ def lines(budget: Budget, met: Met, found: Shares) -> list[str]:
     def part(seconds: float) -> str:
         return duration(seconds) + (f", {seconds / budget.amount:.0%} of the budget" if budget.kind != "trials" else "")
 
-    trained = f"; {found.epochs} epochs" if found.epochs else ""
+    trained = f"; {found.epochs} epoch{'s'[: found.epochs > 1]}" if found.epochs else ""
     told = [f"teach      {met.words}{trained}: {part(found.teach)}"]
     known = f"{met.learned:,} of {met.alternatives:,} alternatives have learned already"
     if met.learned == met.alternatives:
