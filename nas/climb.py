@@ -90,7 +90,7 @@ class Climb:
         return typical(step.rung) or self._typical(step.rung)
 
     def reserve(self, front: Sequence[Entry], budget: float, devices: float, *, validates: bool = False) -> float:
-        """Seconds to keep for confirming and validating the front on so many devices at once, at most a quarter of the budget."""
+        """Seconds to keep for confirming and validating the front on so many devices, at most a quarter of the budget."""
         missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in front)
         needed = missing * self.seconds(Step(0, self._rungs - 1, 1))
         if validates:
