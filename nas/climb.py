@@ -27,6 +27,7 @@ class Climb:
         self.taus: tuple[float | None, ...] = (None,) * len(shares)  # Kendall's, between each rung and the next
         self._changed = self._final = False
         self._unconfirmed: set[int] = set()
+        self._unvalidated: set[int] = set()
 
     def note(self, entry: Entry, *, feasible: bool) -> None:
         """A trial has come to rest, or failed on its way; of those outside the limits only the baseline climbs."""
@@ -38,9 +39,9 @@ class Climb:
                 known = list(self._climbers.values())
                 self.taus = tuple(tau_of(known, rung) for rung in range(self._rungs - 1))
 
-    def give_up(self, number: int) -> None:
-        """A member of the front cannot be trained with another seed."""
-        self._unconfirmed.add(number)
+    def give_up(self, step: Step) -> None:
+        """A member of the front cannot be trained with another seed, or not be validated."""
+        (self._unvalidated if step.validates else self._unconfirmed).add(step.number)
 
     def promotion(self, *, final: bool = False) -> Step | None:
         """The trial that is to go on now, and to which rung; `final` where nothing more will be proposed. The baseline goes all
@@ -63,11 +64,16 @@ class Climb:
             known = self._climbers[number]
             self._climbers[number] = Climber(number, known.ms, known.scores, rests=False)
 
+    def validation(self, front: Sequence[Entry], running: Sequence[Step]) -> Step | None:
+        """The member of the front, or the baseline, to score on `val` next."""
+        busy = {step.number for step in running} | self._unvalidated
+        open_ = [e.number for e in (*self._baseline, *front) if e.val is None and e.number not in busy]
+        return Step(open_[0], self._rungs - 1, validates=True) if open_ else None
+
     def confirmation(self, front: Sequence[Entry], running: Sequence[Step]) -> Step | None:
         """The member of the front, or the baseline, to train next with another seed: the best of the least confirmed."""
         busy = {step.number for step in running} | self._unconfirmed
-        baseline = [entry for entry in (self._store[0],) if entry.state == "done"]
-        open_ = [e for e in {e.number: e for e in (*baseline, *front)}.values() if len(e.repeats) < self._confirm]
+        open_ = [e for e in {e.number: e for e in (*self._baseline, *front)}.values() if len(e.repeats) < self._confirm]
         open_ = [entry for entry in open_ if entry.number not in busy]
         if not open_:
             return None
@@ -77,15 +83,25 @@ class Climb:
     def seconds(self, step: Step) -> float:
         """Device seconds that a step is expected to cost: the median of its like, or what the rungs below say."""
         typical = self._store.tally.typical_seconds
+        if step.validates:
+            return typical(0)
         if step.repeat:
             return sum(self._typical(rung) for rung in range(self._rungs))
         return typical(step.rung) or self._typical(step.rung)
 
-    def reserve(self, front: Sequence[Entry], budget: float, devices: float) -> float:
-        """Seconds to keep for confirming the front as it is on so many devices at once, at most a quarter of the budget."""
+    def reserve(self, front: Sequence[Entry], budget: float, devices: float, *, validates: bool = False) -> float:
+        """Seconds to keep for confirming and validating the front on so many devices, at most a quarter of the budget."""
         missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in front)
-        each = self.seconds(Step(0, self._rungs - 1, 1))
-        return min(RESERVE_SHARE * budget, missing * each / devices)
+        needed = missing * self.seconds(Step(0, self._rungs - 1, 1))
+        if validates:
+            unseen = sum(entry.val is None for entry in (*self._baseline, *front))
+            needed += unseen * self.seconds(Step(0, self._rungs - 1, validates=True))
+        return min(RESERVE_SHARE * budget, needed / devices)
+
+    @property
+    def _baseline(self) -> list[Entry]:
+        """The baseline, once it is done."""
+        return [self._store[0]] if len(self._store) and self._store[0].state == "done" else []
 
     def _typical(self, rung: int) -> float:
         known = self._store.tally.typical_seconds(rung)

@@ -27,6 +27,8 @@ from nas.climb import RESERVE_SHARE
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset, read_dataset
 from nas.devices import table_prices
+from nas.dry_imitation import climbs, meet, rehearse_learning, shares
+from nas.dry_imitation import lines as phase_lines
 from nas.errors import StoppedError
 from nas.execution.executor import Attempt, Executor, Progress, Result
 from nas.execution.work import TRAIN, TrainJob, WeightsJob
@@ -116,8 +118,25 @@ class Rehearsal:
         """Seconds of training a front of usual size once more with each of the other seeds."""
         return USUAL_FRONT * config.confirm * self._leg(config.epochs, config, fit, held_out)
 
+    def assembled(self, config: RunConfig, fit: int, held_out: int, val: int) -> tuple[float, float, float]:
+        """Seconds of a trial of a search by imitation, of confirming a front of usual size, and of what is spent once: the
+        baseline and such a front go all the way, whoever else is promoted. `val` images are scored of each of these."""
+        begun, members = self.scoring(held_out), USUAL_FRONT + 1
+        legs = [end - begin for begin, end in pairwise((0, *config.rung_epochs))]
+        more, whole = climbs([self._leg(epochs, config, fit, held_out) for epochs in legs], begun)
+        again = USUAL_FRONT * config.confirm * (begun + self._leg(config.epochs, config, fit, held_out))
+        return begun + more, again, members * (whole + (self.scoring(val) if val else 0.0))
+
+    def epoch(self, config: RunConfig, fit: int) -> float:
+        """Seconds of one epoch."""
+        return fit // min(config.batch, fit) * self.step
+
+    def scoring(self, images: int) -> float:
+        """Seconds of scoring so many images, and nothing else."""
+        return self.start + images * self.image
+
     def _leg(self, epochs: int, config: RunConfig, fit: int, held_out: int) -> float:
-        return self.start + epochs * (fit // min(config.batch, fit)) * self.step + held_out * self.image
+        return self.scoring(held_out) + epochs * self.epoch(config, fit)
 
 
 @dataclass(frozen=True)
@@ -168,7 +187,9 @@ def forecast(
     room = room_for_images(len(dataset.train), config.imgsz)
     lines = [f"space      {space.size:,} architectures of {space.skeleton.name}" + (", less its rules" if space.forbid else "")]
     with tempfile.TemporaryDirectory(prefix="nas-") as name, closing(open_executor(config, Path(name))) as executor:
-        if config.weights is not None:
+        common = training_job(config, dataset, blocks)
+        met = meet(config, space, dataset, common, executor, Path(name)) if config.imitate else None
+        if config.weights is not None and met is None:
             model = model_yaml(space.skeleton, space.baseline, dataset.nc)
             lines.append(f"weights    {try_weights(WeightsJob(model, config.weights, list(blocks)), executor, Path(name))[0]}")
         lane: list[float] = []
@@ -192,19 +213,34 @@ def forecast(
             share = Share.of_predictions(latencies, config.max_latency_ms)
         lines += _found(config, space, good, share, [price for _, price in drawn if isinstance(price, str)])
         say("rehearsing the training of the skeleton")
-        rehearsal = _rehearse(config, space, dataset, executor, Path(name), blocks)
+        job, rehearsed = _small(config, space, dataset, Path(name), blocks)
+        rehearsal = _rehearse(job, rehearsed, config, executor, Path(name))
+        if met is not None:
+            say("rehearsing imitation")
+            learning = rehearse_learning(space, job, rehearsed[0], executor, Path(name))
     parts = [len(part) for part in dataset.split(config.held_out, derive(config.seed, 0, "split"))]
     fit = max(1, round(config.fraction * parts[0]))
-    trial, again = rehearsal.trial(config, fit, parts[1]), rehearsal.confirmation(config, fit, parts[1])
+    images = (fit, parts[1])
+    trial, again = rehearsal.trial(config, *images), rehearsal.confirmation(config, *images)
     proposal = statistics.mean(lane) if lane else 0.0
-    budget = Budget.parse(config.budget)
+    budget = asked = Budget.parse(config.budget)
+    side, held = config.workers if budget.kind == "wall" else 1, config.held if budget.kind == "device" else 1.0
+    told, ahead = list[str](), 0.0  # seconds before the first trial, and those that trials cost once, however many they are
+    if met is not None:
+        trial, again, once = rehearsal.assembled(config, *images, len(dataset.val) if met.mean_ap is not None else 0)
+        epoch, meeting = rehearsal.epoch(config, fit), rehearsal.scoring(parts[1])
+        costs = {"epoch": epoch, "meeting": meeting, "epochs": config.epochs, "images": fit, "workers": config.workers}
+        seconds = replace(budget, amount=budget.amount / held)  # of workers
+        phases = shares(seconds, met, learning, **costs)  # type: ignore[arg-type]
+        told = phase_lines(seconds, met, phases)
+        ahead = phases.teach + phases.imitate[1] * side / config.workers + once / config.workers
+        left = phases.left if budget.kind == "trials" else max(0.0, phases.left - once / side)
+        budget = replace(budget, amount=held * left)
     if budget.kind != "trials":
-        kept = min(RESERVE_SHARE * budget.amount, again / config.workers if budget.kind == "wall" else again * config.held)
-        budget = replace(budget, amount=budget.amount - kept)
+        budget = replace(budget, amount=max(0.0, budget.amount - min(RESERVE_SHARE * asked.amount, again * held / side)))
     bought = purchase(budget, trial, config.workers, proposal, share.likely, share.likely * space.size, config.held)
-    if config.imitate:
-        lines.append("imitation  is not reckoned with: half of the budget at most is for teacher and blocks, trials take less")
-    return [*lines, *_bought(config, bought, rehearsal, proposal), _disk(room, bought, good[0][1]), _end(config, bought)]
+    told += _bought(config, bought, rehearsal, proposal)
+    return [*lines, *told, _disk(room, bought, good[0][1]), _end(config, bought.seconds + ahead)]
 
 
 def _draws(space: SearchSpace, config: RunConfig) -> Iterator[Architecture]:
@@ -262,9 +298,9 @@ def _bought(config: RunConfig, bought: Purchase, rehearsal: Rehearsal, proposal:
     ]
 
 
-def _end(config: RunConfig, bought: Purchase) -> str:
+def _end(config: RunConfig, seconds: float) -> str:
     budget = Budget.parse(config.budget)
-    seconds = budget.amount if budget.kind == "wall" else bought.seconds
+    seconds = budget.amount if budget.kind == "wall" else seconds
     return f"ends       {datetime.now().astimezone() + timedelta(seconds=seconds):%Y-%m-%d %H:%M}, if it begins now"
 
 
@@ -273,14 +309,11 @@ def _disk(room: str, bought: Purchase, skeleton: Price) -> str:
     return f"disk       {room}; store {store:.2g} MB; weights {weights:.2g} MB for each trial on the front"
 
 
-def _rehearse(
-    config: RunConfig, space: SearchSpace, dataset: Dataset, executor: Executor, folder: Path, blocks: Sequence[str]
-) -> Rehearsal:
-    """Train the skeleton for two epochs of a few steps on a few images, as many times at once as there are workers.
-
-    Raises:
-        StoppedError: it fails.
-    """
+def _small(
+    config: RunConfig, space: SearchSpace, dataset: Dataset, folder: Path, blocks: Sequence[str]
+) -> tuple[TrainJob, tuple[int, int]]:
+    """A training of the skeleton for two epochs of a few steps on a few images, and how many these are, to train on and to
+    score. It is kept where somebody is to imitate it."""
     sample = _few_images(config, dataset, folder)
     small = read_dataset(sample, folder, polygons=space.skeleton.task == "segment")
     held_out = min(0.5, REHEARSED_IMAGES / len(small.train))
@@ -293,8 +326,20 @@ def _rehearse(
         rungs=[2],
         held_out=held_out,
         fraction=1.0,
+        weights=None if config.imitate else config.weights,
+        keep=str(folder / "skeleton.pt") if config.imitate else None,
     )
     fit, scored = map(len, small.split(held_out, job.split_seed))
+    return job, (fit, scored)
+
+
+def _rehearse(job: TrainJob, images: tuple[int, int], config: RunConfig, executor: Executor, folder: Path) -> Rehearsal:
+    """Train it as many times at once as there are workers.
+
+    Raises:
+        StoppedError: it fails.
+    """
+    fit, scored = images
     steps = fit // min(config.batch, fit)
     for _ in range(2):  # the first time workers import what they need, and decode
         runs = _side_by_side(job, min(config.workers, executor.free, REHEARSED_WORKERS), config, executor, folder)

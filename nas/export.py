@@ -37,6 +37,7 @@ def write_winner(
     """
     placement = [f"  {slot}: {text}" for slot, text in record.placement.items()] or ["  (nothing: the skeleton as it is)"]
     score = f"{record.map:.4f}" if record.map is not None else "unknown"
+    on_val = [f"{summary.metric} {record.val:.4f} on val, of the weights beside it"] if record.val is not None else []
     latency = f"{record.latency_ms:.3f} ms" if record.latency_ms is not None else "unknown"
     weights, fidelity = printable(summary.weights), printable(summary.fidelity)
     load, pretrained = (f'.load("{weights}")', f" pretrained={weights}") if weights else ("", "")
@@ -50,6 +51,7 @@ def write_winner(
         "placements",
         *placement,
         f"proxy {summary.metric} {score} on the {summary.split} of {printable(summary.data)} after {fidelity}",
+        *on_val,
         f"latency {latency} on {summary.measured_on}",
         "",
         "it needs:    nas, from its own repository; its distribution is yolo-placement-search (not `pip install nas`)",

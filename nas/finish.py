@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from nas.review.record import Record, baseline_of, milliseconds
 from nas.run import Run
 from nas.runs.folder import find_folder
 from nas.runs.trials import TrialFolders
+from nas.space.architecture import model_yaml
+from nas.space.source import read_yaml
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def finish(
     """Train an architecture of a run.
 
     Args:
-        run: by folder or name; the latest where None.
+        run: by folder or name, or by a model YAML that was written to its folder; the latest where None.
         pick: knee, fastest, best, an architecture id or a trial number; the run's winner where None.
         random_init: begin with drawn weights, even if the run kept trained ones.
         device: as Ultralytics takes it.
@@ -74,10 +77,7 @@ def finish(
     if epochs < 1:
         raise InputError(f"--epochs {epochs}", "give a whole number from 1 on")
     load_blocks(*[str(Path(file).absolute()) for file in blocks])
-    found = Run(find_folder(run))
-    if pick is None and (winner := winner_of(found.records, found.config.max_latency_ms)) is not None:
-        pick = winner.id
-    record = found.pick(pick or "best")
+    found, record = chosen(run, pick)
     written = found.export(str(record.trial))
     start = written[0] if random_init or len(written) == 1 else written[1]
     data = (
@@ -96,6 +96,33 @@ def finish(
     baseline = map_on_val(own, folder=folder / "val-baseline", **how) if own is not None else None  # type: ignore[arg-type]
     began = f"from {start.name}" if start.suffix == ".pt" else "from drawn weights"
     return Finished(record, baseline_of(found.records), best, began, epochs, found.summary.metric, score, baseline, words)
+
+
+def chosen(run: str | None, pick: str | None) -> tuple[Run, Record]:
+    """The run and the trial that somebody means.
+
+    Raises:
+        InputError: no such run or trial; a model YAML that is no run's, or no longer as it was written.
+    """
+    path = Path(run or "")
+    if path.suffix not in {".yaml", ".yml"} or not path.is_file():
+        found = Run(find_folder(run))
+        if pick is None and (winner := winner_of(found.records, found.config.max_latency_ms)) is not None:
+            pick = winner.id
+        return found, found.pick(pick or "best")
+    cure = f"train it with: nas yolo train model={run} data=…"
+    if pick is not None:
+        raise InputError(f"{run} is one architecture: there is nothing to --pick", "leave out --pick, or name the run")
+    folder = next((parent for parent in path.absolute().parents if (parent / "run.yaml").is_file()), None)
+    if folder is None:
+        raise InputError(f"{run}: in no run folder, so without weights, data and a baseline", cure)
+    found, model = Run(folder), json.dumps(read_yaml(path).data, sort_keys=True)
+    skeleton, nc = found.space.skeleton, len(found.summary.classes)
+    done = (entry for entry in found.entries if entry.state == "done")
+    same = (e for e in done if json.dumps(model_yaml(skeleton, e.architecture, nc), sort_keys=True) == model)
+    if (entry := next(same, None)) is None:
+        raise InputError(f"{run}: no finished trial of {folder} is this architecture", cure)
+    return found, found.pick(str(entry.number))
 
 
 def _baseline_weights(run: Run) -> tuple[Path | None, str]:

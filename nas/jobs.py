@@ -19,11 +19,18 @@ from nas.space.architecture import Architecture
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a trial: to a rung, from 0, or (`repeat` above 0) the whole way again with another seed, to confirm it."""
+    """One step of a trial: to a rung, from 0, or (`repeat` above 0) the whole way again with another seed, to confirm it, or
+    (`validates`) the weights that it kept scored on `val`."""
 
     number: int
     rung: int
     repeat: int = 0
+    validates: bool = False
+
+    @property
+    def again(self) -> bool:
+        """Whether the trial was done before."""
+        return self.validates or self.repeat > 0
 
 
 class Jobs(Protocol):
@@ -32,6 +39,11 @@ class Jobs(Protocol):
     @property
     def shares(self) -> Sequence[float]:
         """How many of a stratum go on from each rung but the highest."""
+        ...
+
+    @property
+    def validates(self) -> bool:
+        """Whether members of the front are scored on `val` too, as the held-out part has been learned from."""
         ...
 
     def refusal(self, architecture: Architecture) -> str | None:
@@ -57,6 +69,10 @@ class ProxyJobs:
     @property
     def shares(self) -> Sequence[float]:
         return [1 / FACTOR] * (len(self._epochs) - 1)
+
+    @property
+    def validates(self) -> bool:
+        return False
 
     def refusal(self, architecture: Architecture) -> str | None:  # noqa: ARG002  (whatever can be built can be trained)
         return None

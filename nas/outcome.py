@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nas.config import RunConfig
 from nas.export import write_winner
 from nas.limits import Limits
 from nas.review.page import write_html
 from nas.review.picture import write_png
-from nas.review.record import Record, RunSummary, metric_of
+from nas.review.record import Record, RunSummary, metric_of, printable
 from nas.review.table import front_of, picks_of, write_csv, write_json
 from nas.runs.folder import read_config, read_manifest
 from nas.runs.ledger import Ledger
@@ -21,7 +23,7 @@ from nas.runs.store import Entry, Store
 from nas.runs.trials import TrialFolders
 from nas.search.front import front_indices, hypervolume
 from nas.search.ladder import Climber, share_of, tau_of
-from nas.search.noise import hypervolume_interval, interval, pooled_deviation
+from nas.search.noise import LEAST_PAIRS, hypervolume_interval, interval, pooled_deviation, tau_interval
 from nas.seeds import derive
 from nas.sensitivity import FILE as SENSITIVITY
 from nas.sensitivity import Sensitivity, write_sensitivity
@@ -75,6 +77,7 @@ def _record(entry: Entry, describe: Describe, limits: Limits, noise: float | Non
         latency_high_ms=price.get("high"),
         latency_p90_ms=price.get("p90"),
         latency_source=price.get("source"),
+        val=None if entry.val is None else float(entry.val["map"]),
     )
 
 
@@ -107,7 +110,27 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         weights=weights,
         rungs=rung_words(store.entries),
         lane=config.lane or "",
+        seen=seen_words(store, config),
     )
+
+
+def seen_words(store: Store, config: RunConfig) -> str:
+    """Why nothing is claimed of the held-out part where the user's own teacher may have learned from it, and how well mAP there
+    ranks as mAP on `val` does; "" where no such teacher is."""
+    path = (store.fact("teacher") or {}).get("path")
+    if path is None:
+        return ""
+    known = [(e.map, float(e.val["map"])) for e in store.entries if e.val is not None and (e.repeats or not config.confirm)]
+    said = (
+        f"The teacher, {printable(Path(path).name)}, may have learned from the held-out part, so nothing is claimed of mAP "
+        "there: comparisons with the baseline are of the kept weights on val, and the held-out part only picks knee and best. "
+    )
+    which = "confirmed members" if config.confirm else "members that were validated"
+    if len(known) < LEAST_PAIRS:
+        return f"{said}Whether it ranks as val does cannot be said of {len(known)} {which}. "
+    tau, low, high = tau_interval(*np.array(known).T, seed=derive(config.seed, 0, "tau"))
+    agreement = f"Kendall's tau {tau:.2f}, 90% interval {low:.2f} to {high:.2f}"
+    return f"{said}It ranks the {len(known)} {which} as val does with {agreement}. "
 
 
 def _epochs(config: RunConfig) -> str:
@@ -181,6 +204,7 @@ class Tables:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._describe, self._store, self._ledger, self._clock = folder, space.describe, store, ledger, clock
+        self._config = config
         self._summary = summary_of(folder, config, space.skeleton, store, ledger)
         self._outdated = False
         self._next = clock()
@@ -205,6 +229,7 @@ class Tables:
             wall_seconds=self._ledger.wall_seconds,
             stopped_because=_stopped_because(self._store),
             rungs=rung_words(self._store.entries),
+            seen=seen_words(self._store, self._config),
         )
         write_tables(self._folder, records_of(self._store.entries, self._describe, summary.limits), summary)
         now = self._clock()

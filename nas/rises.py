@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from nas.imitation.alternatives import Alternative, alternative_of
 from nas.imitation.library import Library
-from nas.space.architecture import Placement
+from nas.space.architecture import Architecture, Placement
 from nas.space.features import Floats, SpaceCodes
 from nas.space.search_space import SearchSpace
 
@@ -38,6 +38,11 @@ class Rises:
             total += table[rows[:, slot]]
         most = sum(float(table.max()) for table in tables)
         return np.asarray(np.sqrt(total / most) - 0.5 if most > 0 else total)
+
+    def total(self, architecture: Architecture) -> float | None:
+        """The sum of an architecture's rises; None where one of its blocks has not learned yet, or was dropped."""
+        rises = [self._rise(placement) for placement in architecture.placements]
+        return None if any(map(np.isnan, rises)) else float(sum(rises))
 
     def _table(self, options: list[Placement | None]) -> Floats:
         """The rise of each option of a slot; the skeleton's own row has none."""

@@ -29,6 +29,7 @@ from nas.outcome import Tables
 from nas.pricing import POLL_SECONDS, Pricing
 from nas.prior import Prior, keep_prior, kept_prior
 from nas.proposals import Proposals, SpaceKnowledge
+from nas.pruning import Pruning
 from nas.review.progress import Progress, Status
 from nas.review.record import metric_of
 from nas.rises import Rises
@@ -140,6 +141,7 @@ def run_session(
                     record=tables.outdate,
                     prepare=None if teaching is None else teaching.run,
                     seeds=tuple if teaching is None else partial(teaching.seeds, pricing),
+                    prune=(lambda _: None) if rises is None else Pruning(store, rises, pricing, config.max_latency_ms),
                     metric=metric_of(space.skeleton),
                 )
                 with interruptible(study):

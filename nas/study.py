@@ -46,7 +46,7 @@ DRAWS = 200
 HOUR = 3600.0
 FLAT_RESULTS = 20  # before so many results nobody can say that no more is to be found
 EVERYTHING_TRIED = "every architecture of the space was tried"
-NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden or known"
+NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden, known or pruned"
 INTERRUPTED = "interrupted"
 PRICED_AHEAD = 1
 
@@ -68,6 +68,7 @@ class Study:
         prepare: what is done between probing and exploring; given a function to be called with a phase at least twice a
             second, and one that says whether somebody asked to stop.
         seeds: what to propose first, beside the baseline; None as long as too little is known of latencies.
+        prune: why an architecture is not worth an evaluation, if it is known.
         metric: what architectures are ranked by, in words.
         patience: seconds to wait for news at a time.
         clock: seconds, of which only differences count.
@@ -88,13 +89,14 @@ class Study:
         record: Callable[[], None],
         prepare: Callable[[Callable[[str], None], Callable[[], bool]], None] | None = None,
         seeds: Callable[[], Sequence[Architecture] | None] = tuple,
+        prune: Callable[[Architecture], str | None] = lambda _: None,
         metric: str = "mAP50-95",
         patience: float = POLL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._space, self._store = config, space, store
         self._executor, self._ledger, self._pricing, self._proposals = executor, ledger, pricing, proposals
-        self._jobs, self._record, self._metric = jobs, record, metric
+        self._jobs, self._record, self._metric, self._prune = jobs, record, metric, prune
         self._folders, self._patience, self._clock, self._prepare = folders, patience, clock, prepare
         self._watch: Callable[[], None] = lambda: watch(self._status)
         self._climb = Climb(store, jobs.shares, config.confirm)
@@ -242,7 +244,8 @@ class Study:
     def _has_room(self, waiting: int) -> bool:
         """Whether one more trial fits the budget, with what is needed to confirm the front."""
         devices = self._ledger.cost(self._config.workers) if self._ledger.budget.kind == "wall" else 1
-        reserve = self._climb.reserve(self._folders.front, self._ledger.budget.amount, devices)
+        front, validates = self._folders.front, self._jobs.validates
+        reserve = self._climb.reserve(front, self._ledger.budget.amount, devices, validates=validates)
         return self._ledger.fits(self._elapsed, waiting, fresh=self._running.fresh, reserve=reserve)
 
     @property
@@ -301,10 +304,13 @@ class Study:
             return self._queue.popleft()
         if not self._explored:
             return None
-        self._phase = "promote" if any(not step.repeat for step in self._running.steps) else "confirm"
+        self._phase = "promote" if any(not step.again for step in self._running.steps) else "confirm"
         if self._phase == "promote":
             return None
-        step = self._climb.confirmation(self._folders.front, self._running.steps)
+        step, front, running = None, self._folders.front, self._running.steps
+        if self._jobs.validates:  # costs next to nothing, so it comes first
+            step = self._climb.validation(front, running)
+        step = step or self._climb.confirmation(front, running)
         return step if step is not None and self._fits(step) else None
 
     @property
@@ -316,9 +322,9 @@ class Study:
 
     def _fits(self, step: Step) -> bool:
         """Whether a step fits the budget; the baseline always starts."""
-        if step.number == 0 and not step.repeat:
+        if step.number == 0 and not step.again:
             return not self._ledger.exhausted(())
-        if step.rung or step.repeat:
+        if step.rung or step.again:
             return not self._ledger.exhausted(self._elapsed) and self._ledger.fits(
                 self._elapsed, 0, seconds=self._climb.seconds(step)
             )
@@ -352,6 +358,9 @@ class Study:
             return
         if (refusal := self._jobs.refusal(architecture)) is not None:
             self._reject(number, f"invalid: {refusal}")
+            return
+        if (worse := self._prune(architecture)) is not None:
+            self._reject(number, f"pruned: {worse}")
             return
         self._price(number)
 
@@ -406,7 +415,7 @@ class Study:
     def _start(self) -> None:
         while self._executor.free > 0 and (step := self._next()) is not None:
             kind, payload = self._jobs.job(step, self._pricing.model(self._architecture(step.number)))
-            which = f"train again {step.repeat}" if step.repeat else "train"
+            which = f"train again {step.repeat}" if step.repeat else "validate" if step.validates else "train"
             seed, printed = derive(self._config.seed, step.number, which), str(self._folders.log(step.number))
             attempt = Attempt(f"trial{step.number}-{next(self._keys)}", kind, payload, seed, log=printed)
             self._store.start(step.number)
@@ -465,25 +474,28 @@ class Study:
         again = isinstance(event, Lost) and self._losses(number) + 1 < MAX_ATTEMPTS
         if again:
             self._store.charge(number, cost, "lost")
-            if not step.repeat:
+            if not step.again:
                 self._queue.appendleft(step)
             then = "tried again"
-        elif step.repeat:
+        elif step.again:
             self._store.charge(number, cost, "failed")
-            self._climb.give_up(number)
-            then = "the trial is not confirmed"
+            self._climb.give_up(step)
+            then = f"the trial is not {'validated' if step.validates else 'confirmed'}"
         else:
             self._store.fail(number, cost, event.reason)
             self._hopeless = self._hopeless or all_fail_alike(self._store, event.reason, self._folders.folder(0).parent)
             then = "the trial has failed"
-        died = post_mortem(event, attempt, then, final=not again and not step.repeat)
+        died = post_mortem(event, attempt, then, final=not again and not step.again)
         self._folders.post_mortem(number, died)
         log.warning("trial %d %s: %s: %s", number, died.kind, event.reason, then)
 
     def _passed(self, step: Step, event: Result) -> None:
-        """A trial has passed a rung, or was confirmed."""
+        """A trial has passed a rung, was confirmed or validated."""
         number, data, what, cost = step.number, event.data, self._metric, self._ledger.cost(event.seconds)
-        if step.repeat:
+        if step.validates:
+            self._store.validate(number, cost, data)
+            log.info("trial %d validated: %s %.4f on val", number, what, data["map"])
+        elif step.repeat:
             self._store.confirm(number, cost, data)
             maps = ", ".join(f"{value:.4f}" for value in self._store[number].maps)
             log.info("trial %d confirmed: %s %s", number, what, maps)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from nas.cache import cache_root
-from nas.config import RunConfig
+from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
 from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Lost, Progress, Result
 from nas.execution.imitate import ASSEMBLE, IMITATE, MEET, TUNE, AssembleJob, ImitateJob, TeacherJob
+from nas.execution.validate import VALIDATE, ValidateJob
 from nas.execution.work import TRAIN, TrainJob
 from nas.imitation.alternatives import Alternative, alternative_of, alternatives_of
 from nas.imitation.library import Library
@@ -76,18 +77,7 @@ class Teaching:
     @property
     def library(self) -> Library:
         """Of the teacher that this run has. Raises KeyError before there is one."""
-        config, teacher = self._config, self._store.fact("teacher")
-        return Library.of(
-            cache_root(),
-            teacher=teacher["digest"],
-            skeleton=self._skeleton,
-            data=self._dataset.digest,
-            imgsz=config.imgsz,
-            held_out=config.held_out,
-            split=self._train.split_seed,
-            fraction=config.fraction,
-            device=config.device,
-        )
+        return library_of(self._store.fact("teacher")["digest"], self._skeleton, self._dataset, self._train)
 
     def run(self, wait: Callable[[str], None], stopping: Callable[[], bool]) -> None:
         """Teach and imitate, as far as that is not done yet.
@@ -109,17 +99,16 @@ class Teaching:
     def job(self) -> dict[str, Any]:
         """The fields of a `TeacherJob`, once there is a teacher."""
         path = self._store.fact("teacher")["path"]
-        return asdict(self._teacher_job(path or str(self._folder / "teacher.pt")))
+        return asdict(teacher_job(self._train, self._skeleton, path or str(self._folder / "teacher.pt")))
+
+    @property
+    def has_seen_all(self) -> bool:
+        """Whether the teacher is the user's own, so that it may have learned from the held-out part."""
+        return (self._store.fact("teacher") or {}).get("path") is not None
 
     @property
     def _skeleton(self) -> dict[str, Any]:
         return model_yaml(self._space.skeleton, self._space.baseline, self._dataset.nc)
-
-    def _teacher_job(self, path: str) -> TeacherJob:
-        common = {
-            name: getattr(self._train, name) for name in TeacherJob.__dataclass_fields__ if name not in {"skeleton", "teacher"}
-        }
-        return TeacherJob(skeleton=self._skeleton, teacher=path, **common)
 
     def _teach(self) -> None:
         """Take the user's checkpoint as it is where that is possible; else train the skeleton."""
@@ -155,23 +144,21 @@ class Teaching:
         """How long the teacher is trained: by what one epoch costs, so that it takes no more than its share of the budget."""
         if (known := self._store.fact("teacher_epochs")) is not None:
             return int(known)
-        budget = self._ledger.budget
-        if budget.kind == "trials":
-            epochs = min(TEACHER_EPOCHS, TIMES_A_TRIAL * self._config.epochs)
-        else:
+        budget, seconds = self._ledger.budget, 0.0
+        if budget.kind != "trials":
             job = replace(self._train, model=self._skeleton, rungs=[1], until=None, weights=start)
             told = self._done("teach", [(TRAIN, asdict(job))])
             if told is None:
                 return None
-            epoch = told[0]["seconds"] if budget.kind == "wall" else self._ledger.cost(told[0]["seconds"])
-            epochs = int(max(1, min(TEACHER_EPOCHS, TEACH_SHARE * budget.amount / epoch)))
+            seconds = told[0]["seconds"] if budget.kind == "wall" else self._ledger.cost(told[0]["seconds"])
+        epochs = teacher_epochs(budget, self._config.epochs, seconds)
         self._store.put_fact("teacher_epochs", epochs)
         share = f", within {TEACH_SHARE:.0%} of the budget" if budget.kind != "trials" else ""
         self._say(f"the teacher, {self._space.skeleton.name}, is trained for {epochs} epochs{share}")
         return epochs
 
     def _meet(self, path: str) -> dict[str, Any]:
-        told = self._done("teach", [(MEET, asdict(self._teacher_job(path)))])
+        told = self._done("teach", [(MEET, asdict(teacher_job(self._train, self._skeleton, path)))])
         return {} if told is None else told[0]
 
     def _settle(self, path: str | None, told: Mapping[str, Any], words: str) -> None:
@@ -281,6 +268,34 @@ class Teaching:
         self._charged[key] = seconds
 
 
+def teacher_epochs(budget: Budget, epochs: int, seconds: float) -> int:
+    """How long a teacher is trained, where one epoch takes so many seconds and a trial is trained for `epochs`."""
+    if budget.kind == "trials":
+        return min(TEACHER_EPOCHS, TIMES_A_TRIAL * epochs)
+    return int(max(1, min(TEACHER_EPOCHS, TEACH_SHARE * budget.amount / seconds)))
+
+
+def teacher_job(train: TrainJob, skeleton: Mapping[str, Any], path: str) -> TeacherJob:
+    """What all work with the teacher at `path` needs, on the data of a training."""
+    names = TeacherJob.__dataclass_fields__.keys() - {"skeleton", "teacher"}
+    return TeacherJob(skeleton=skeleton, teacher=path, **{name: getattr(train, name) for name in names})
+
+
+def library_of(digest: str, skeleton: Mapping[str, Any], dataset: Dataset, train: TrainJob) -> Library:
+    """Where the blocks lie that learn from a teacher on the data of a training."""
+    return Library.of(
+        cache_root(),
+        teacher=digest,
+        skeleton=skeleton,
+        data=dataset.digest,
+        imgsz=train.imgsz,
+        held_out=train.held_out,
+        split=train.split_seed,
+        fraction=train.fraction,
+        device=train.device,
+    )
+
+
 def in_turn(space: SearchSpace) -> Iterator[Alternative]:
     """All alternatives of a space: of each slot the first of every block, then the second ones, and so on."""
     queues: list[list[Alternative]] = []
@@ -321,6 +336,10 @@ class AssembledJobs:
     def shares(self) -> Sequence[float]:
         return [ASSEMBLED_SHARE, *[1 / FACTOR] * (len(self._epochs) - 1)]
 
+    @property
+    def validates(self) -> bool:
+        return self._teaching.has_seen_all
+
     def refusal(self, architecture: Architecture) -> str | None:
         for placement in architecture.placements:
             if reason := self._teaching.dropped(alternative_of(self._space, placement)):
@@ -328,6 +347,8 @@ class AssembledJobs:
         return None
 
     def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        if step.validates:
+            return VALIDATE, asdict(self._validation(step.number))
         assembled = AssembleJob(**self._teaching.job(), model=model, library=str(self._teaching.library.folder))
         if step.rung == 0:
             return ASSEMBLE, asdict(assembled)
@@ -343,3 +364,9 @@ class AssembledJobs:
             keep=str(weights) if kept else None,
         )
         return TUNE, {"assemble": asdict(replace(assembled, keep=str(start))), "train": asdict(train)}
+
+    def _validation(self, number: int) -> ValidateJob:
+        names = ("data", "root", "cache", "imgsz", "device", "threads", "blocks")
+        common = {name: getattr(self._train, name) for name in names}
+        polygons = self._space.skeleton.task == "segment"
+        return ValidateJob(str(self._folders.weights(number)), polygons=polygons, **common)

@@ -60,7 +60,7 @@ class UnderWay:
     def begin(self, key: str, step: Step) -> None:
         """An attempt was started; nothing is charged for it yet."""
         now = self._clock()
-        self.fresh += not step.rung and not step.repeat
+        self.fresh += not step.rung and not step.again
         self._running[key] = Training(step, now, charged=now)
 
     def hear(self, event: Event) -> Training:
@@ -81,7 +81,7 @@ class UnderWay:
     def end(self, key: str) -> Step:
         """It runs no more."""
         step = self._running.pop(key).step
-        self.fresh -= not step.rung and not step.repeat
+        self.fresh -= not step.rung and not step.again
         return step
 
     def seconds(self, training: Training) -> float:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.config import Budget, RunConfig
+from nas.dataset.description import Dataset
+from nas.dry_imitation import Learning, Met, Shares, meet, rehearse_learning, shares
+from nas.dry_imitation import lines as phase_lines
 from nas.dry_run import Rehearsal, Share, purchase
+from nas.errors import StartError, StoppedError
+from nas.execution.executor import Attempt, Failed, Progress, Result
+from nas.execution.imitate import IMITATE, MEET
+from nas.jobs import training_job
 from nas.pricing import Intervals
+from nas.space.reader import read_space
 
 TINY = "skeleton: yolo11n.yaml\nslots:\n  backbone.P5: {block: [keep, repvit], width: [0.5, 1.0]}\n"
 
@@ -72,6 +81,111 @@ def test_what_a_trial_takes():
     rehearsal = Rehearsal(start=1.0, step=0.5, image=0.02, steps=4, images=32, workers=2)
     assert rehearsal.trial(config, fit=81, held_out=20) == pytest.approx(1 + 5 * 10 * 0.5 + 20 * 0.02)
     assert rehearsal.trial(config, fit=3, held_out=1) == pytest.approx(1 + 5 * 0.5 + 0.02)
+
+
+LEARNING = Learning(beside=2.0, image=0.01)  # 100 images: 6 epochs 8 s, 18 epochs 20 s
+
+
+@pytest.mark.parametrize(
+    ("budget", "mean_ap", "teach", "epochs", "imitate", "left", "limited"),
+    [
+        ("1000gpu-s", 0.4, 2, 0, (80, 200), 798, False),  # taken as it is: scored once
+        ("500gpu-s", 0.4, 2, 0, (80, 100), 398, False),  # a fifth at most
+        ("300gpu-s", 0.4, 2, 0, (60, 60), 238, True),
+        ("500s", 0.4, 2, 0, (20, 50), 448, False),  # four learn side by side
+        ("1000gpu-s", None, 2 + 25 * 10 + 14, 25, (80, 200), 534, False),  # epochs of 12 s with their scores: 30%
+        ("20trials", None, 2 + 30 * 10, 30, (80, 200), 20, False),
+    ],
+)
+def test_what_teacher_and_imitation_take(budget, mean_ap, teach, epochs, imitate, left, limited):
+    """Ten alternatives have yet to learn; an epoch of the skeleton takes 10 s, a score 2 s."""
+    met, asked = Met(mean_ap, "", 12, 2), Budget.parse(budget)
+    found = shares(asked, met, LEARNING, epoch=10, meeting=2, epochs=5, images=100, workers=4)
+    assert found == Shares(teach, pytest.approx(imitate), pytest.approx(left), epochs, limited)
+    told = phase_lines(asked, met, found)
+    assert told[1].startswith("imitate    2 of 12 alternatives have learned already") and ("when an arch" in told[1]) == limited
+    if asked.kind != "trials":
+        assert found.teach + found.imitate[1] + found.left <= asked.amount
+
+
+def test_what_a_trial_by_imitation_takes():
+    """All are assembled and scored (3 s), one in nine is trained on for 3 epochs, one in 27 for 9; seven go all the way."""
+    config = RunConfig("d.yaml", "s", "2h", "cpu:torch", epochs=9, batch=8, rungs=2, confirm=1, imitate=True)
+    rehearsal = Rehearsal(start=1.0, step=0.5, image=0.02, steps=4, images=32, workers=2)
+    first, second = 3 + 3 + 3 * 5, 3 + 3 + 6 * 5
+    trial, again, once = rehearsal.assembled(config, fit=80, held_out=100, val=0)
+    assert trial == pytest.approx(3 + first / 9 + second / 27)
+    assert again == pytest.approx(6 * (3 + 3 + 9 * 5)) and once == pytest.approx(7 * (first + second))
+    assert rehearsal.assembled(config, 80, 100, 50)[2] == pytest.approx(once + 7 * 2)
+
+
+@dataclass
+class Answers:
+    """An executor that answers each kind of job with what it is told to."""
+
+    told: dict
+    started: list[Attempt] = field(default_factory=list)
+    free: int = 1
+
+    def start(self, attempt: Attempt) -> None:
+        self.started.append(attempt)
+
+    def poll(self, _: float) -> list:
+        attempt = self.started[-1]
+        answer = self.told[attempt.kind]
+        epochs = [Progress(attempt.key, {}, 0.0)] + [
+            Progress(attempt.key, {"epoch": n, "students": 3}, 10.0 + 6 * n) for n in range(1, 7)
+        ]
+        return [
+            *epochs,
+            answer(attempt.key, "worker died", 1.0) if isinstance(answer, type) else Result(attempt.key, answer, 52.0),
+        ]
+
+
+@pytest.fixture
+def imitated(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "space.yaml").write_text(TINY)
+    space = read_space(tmp_path / "space.yaml")
+    config = RunConfig("d.yaml", "s", "2h", "cpu:torch", imitate=True, weights="best.pt")
+    data = Dataset(Path("d.yaml"), tmp_path, ("a", "b"), (), (), (), "digest", (), ())
+    return config, space, data, training_job(config, data, []), tmp_path
+
+
+def test_a_checkpoint_is_met_before_the_search(imitated):
+    *asked, folder = imitated
+    found = meet(*asked, Answers({MEET: {"digest": "d", "map": 0.41}}), folder)
+    assert (found.mean_ap, found.alternatives, found.learned) == (0.41, 3, 0) and "best.pt is taken as it is" in found.words
+    found = meet(*asked, Answers({MEET: {"shortfall": "it knows 80 classes"}}), folder)
+    assert found.mean_ap is None and "it knows 80 classes" in found.words
+    with pytest.raises(StartError, match="nothing to imitate"):
+        meet(*asked, Answers({MEET: {"fault": "mAP is 0.001: there is nothing to imitate", "cure": "train it longer"}}), folder)
+    with pytest.raises(StoppedError, match="worker died"):
+        meet(*asked, Answers({MEET: Failed}), folder)
+
+
+def test_learning_is_rehearsed(imitated):
+    """Three alternatives, 6 s an epoch over 32 images; of 52 s six such epochs are 36, the rest is beside them."""
+    _, space, _, train, folder = imitated
+    executor = Answers({IMITATE: {"entries": {}}})
+    job = replace(train, keep=str(folder / "skeleton.pt"))
+    found = rehearse_learning(space, job, 32, executor, folder)
+    assert executor.started[0].payload["teacher"] == str(folder / "skeleton.pt")
+    assert (found.beside, found.image) == (pytest.approx((52 - 36) / 3), pytest.approx(6 / 3 / 32))
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_imitation_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    words = ["search", "--space", "tiny.yaml", "--imgsz", "64", "--imitate", "--budget", "1gpu-h", "--workers", "1"]
+    command = [sys.executable, "-c", "from nas.cli import main; main()", *words, "--allow-noisy", "--dry-run"]
+    environment = {**os.environ, "NAS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    told = dict(line.split(None, 1) for line in done.stdout.splitlines() if not line.startswith(" "))
+    assert "the skeleton is trained first" in told["teach"] and "of the budget" in told["teach"]
+    assert "0 of 3 alternatives have learned already" in told["imitate"]
+    assert told["trials"].startswith("about 4 in 1gpu-h: ")
 
 
 @pytest.mark.slow

@@ -15,6 +15,9 @@ import pytest
 import yaml
 from ultralytics import YOLO
 
+from nas.dataset.builtin import builtin_dataset
+from nas.yolo.full import map_on_val
+
 CLI = [sys.executable, "-c", "from nas.cli import main; main()"]
 SPACE = """
 skeleton: yolo11n.yaml
@@ -87,6 +90,16 @@ def test_a_second_search_finds_the_library(run: Path, home: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"library: (\d+) of \1 alternatives have learned already", done.stderr)
     assert "has seen the held-out part if it was trained on train" in done.stderr
+    second = home / "results" / "second"
+    summary = json.loads((second / "front.json").read_text())["run"]
+    assert "teacher.pt, may have learned from the held-out part" in summary["seen"]
+    assert "may have learned from the held-out part" in (second / "pareto.html").read_text()
+    with (second / "front.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        kept = second / "trials" / f"{int(row['trial']):04d}" / "weights.pt"
+        how = {"imgsz": 96, "device": "cpu", "folder": home / "val"}
+        assert float(row["val"]) == pytest.approx(map_on_val(kept, data=builtin_dataset(), **how), abs=0.02)
 
 
 def test_what_blocks_cost_is_told_slot_by_slot(run: Path, home: Path) -> None:
@@ -105,6 +118,10 @@ def test_the_winner_is_trained_on(run: Path, home: Path) -> None:
     trained, baseline, weights = done.stdout.splitlines()[-3:]
     assert re.search(r"mAP50-95 0\.\d+ on val, [\d.]+ ms, after 1 epochs from \w+\.pt", trained)
     assert baseline.startswith("baseline: mAP50-95 0.") and baseline.endswith("the teacher of the search")
+    anew = [*CLI, "train", str(run / "winner.yaml"), "--epochs", "1", "--random-init"]
+    drawn = subprocess.run(anew, cwd=home, capture_output=True, text=True, timeout=600)
+    assert drawn.returncode == 0 and "after 1 epochs from drawn weights" in drawn.stdout, drawn.stderr
+    assert drawn.stdout.splitlines()[-2] == baseline  # the same weights on the same images
     model = YOLO(weights.removeprefix("weights: ")).model
     assert [row[2] for row in model.yaml["backbone"]] == [
         row[2] for row in yaml.safe_load((run / "winner.yaml").read_text())["backbone"]

@@ -42,7 +42,9 @@ ARROWS = {
     "advice": {"latency", "review", "runs", "search"},
     "finish": {"blocks", "dataset", "outcome", "review", "run", "runs", "yolo"},
     "quote": {"blocks", "execution", "latency", "outcome", "run", "runs"},
+    "dry_imitation": {"teaching", "execution", "imitation", "pricing", "review", "search", "dataset"},
     "dry_run": {
+        "dry_imitation",
         "climb",
         "jobs",
         "search",
@@ -64,6 +66,7 @@ ARROWS = {
         "pricing",
         "proposals",
         "prior",
+        "pruning",
         "rises",
         "study",
         "status",
@@ -84,6 +87,7 @@ ARROWS = {
     "resumable": {"dataset", "runs"},
     "proposals": {"rises", "pricing", "runs", "search"},
     "rises": {"imitation"},
+    "pruning": {"rises", "pricing", "runs", "search"},
     "simulate": {
         "study",
         "proposals",
@@ -168,6 +172,7 @@ OWNERS = {
         "nas.imitation",
         "nas.execution.work",
         "nas.execution.imitate",
+        "nas.execution.validate",
     },
 }
 FREE_OF = {  # modules -> what importing them in a fresh process must not load
@@ -181,7 +186,11 @@ FREE_OF = {  # modules -> what importing them in a fresh process must not load
         "matplotlib",
         "plotly",
     ),
-    ("nas.imitation.library", "nas.imitation.alternatives", "nas.execution.imitate"): ("torch", "ray", "ultralytics"),
+    ("nas.imitation.library", "nas.imitation.alternatives", "nas.execution.imitate", "nas.execution.validate"): (
+        "torch",
+        "ray",
+        "ultralytics",
+    ),
     ("nas.runs.folder", "nas.review.space_table"): ("torch", "ray", "ultralytics", "optuna"),
     (
         "nas.pricing",

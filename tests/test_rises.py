@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from safetensors.numpy import save_file
 
 from nas.imitation.alternatives import alternative_of, alternatives_of
 from nas.imitation.library import Entry, Library, facts_of
+from nas.pricing import Intervals
+from nas.pruning import Pruning
 from nas.rises import Rises
+from nas.runs.store import Entry as Entry_
 from nas.space.features import SpaceCodes
 from nas.space.reader import read_space
 
@@ -62,3 +66,35 @@ def test_what_has_not_learned_or_was_dropped_counts_as_the_mean_of_its_slot(spac
     rows = np.array([codes.code(type(space.baseline)(space.skeleton.name, (p,))) for p in (known, dropped)])
     best, other = Rises(space, lambda: library).column(codes, rows)
     assert (best + 0.5) ** 2 == pytest.approx(2 * (other + 0.5) ** 2)  # the mean of 0 (the skeleton's own) and 0.4
+
+
+def test_proposals_that_are_surely_worse_are_pruned(space, tmp_path):
+    """mAP follows the sum of rises to within .001: of all architectures, those a faster trial surely beats, and no other."""
+    library = Library(tmp_path / "library")
+    for number, options in enumerate(alternatives_of(space).values()):
+        for place, option in enumerate(options):
+            if option is not None:
+                learned(library, space, option, 0.1 * place + 0.03 * number)
+    rises, rng = Rises(space, lambda: library), np.random.default_rng(0)
+    every = [a for a in space.enumerate() if not a.is_skeleton]
+    ms = {a: 1.0 + sum(p.channels for p in a.placements) / 500 for a in every}
+    truth = {a: 0.4 - 0.3 * rises.total(a) + 0.001 * rng.uniform(-1, 1) for a in every}
+    seen = [every[i] for i in rng.permutation(len(every))[:20]]
+    entries = [Entry_(n, a, "paused", None, {"ms": ms[a]}, ({"map": truth[a]},)) for n, a in enumerate(seen)]
+    store = SimpleNamespace(entries=entries, tally=SimpleNamespace(ranked=20))
+
+    class Guesses:
+        def guess(self, architectures):
+            known = np.array([ms[a] for a in architectures])
+            return Intervals(known, known, known)
+
+    prune = Pruning(store, rises, Guesses(), None)
+    said = {a: prune(a) for a in every}
+    worse = {a for a in every if any(truth[b] > truth[a] and ms[b] <= ms[a] for b in seen)}
+    pruned = {a for a, words in said.items() if words}
+    assert pruned <= worse and len(pruned) > 0.5 * len(worse)
+    number = int(next(words for words in said.values() if words).split("trial ")[1].split(",")[0])
+    assert seen[number] not in pruned and prune(space.baseline) is None
+    assert Pruning(store, rises, Guesses(), 0.5)(next(iter(pruned))) is None  # who is over the limit is no rival
+    few = SimpleNamespace(entries=entries[:10], tally=SimpleNamespace(ranked=10))
+    assert not any(map(Pruning(few, rises, Guesses(), None), every))

@@ -19,9 +19,10 @@ import yaml
 from optuna.trial import TrialState
 
 from nas.config import Budget, RunConfig
-from nas.errors import InfeasibleError, StoppedError
+from nas.errors import InfeasibleError, InputError, StoppedError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 from nas.execution.work import PRICE, TRAIN, UNSTABLE, TrainJob
+from nas.finish import chosen
 from nas.hopeless import SAME_FAILURES
 from nas.jobs import Step
 from nas.latency.cache import LatencyCache
@@ -32,6 +33,7 @@ from nas.outcome import records_of, summary_of, winner_of, write_report
 from nas.pricing import REPEAT_SECONDS, Pricing
 from nas.proposals import Proposals, SpaceKnowledge
 from nas.review.table import front_of, picks_of
+from nas.run import Run
 from nas.runs.folder import write_config, write_manifest
 from nas.runs.ledger import Ledger
 from nas.runs.place import RUNG
@@ -216,6 +218,7 @@ class FakeJobs:
     """`nas.jobs.Jobs` whose payload says which step it is for."""
 
     epochs: list[int]
+    validates: bool = False
 
     @property
     def shares(self) -> list[float]:
@@ -227,7 +230,7 @@ class FakeJobs:
     def job(self, step: Step, model) -> tuple[str, dict]:
         until = self.epochs[step.rung]
         job = TrainJob(model, "d.yaml", "", "cache", 640, self.epochs, 1, 0.01, 0.2, 0, "cpu", 1, until=until)
-        return TRAIN, {**asdict(job), "repeat": step.repeat}
+        return TRAIN, {**asdict(job), "repeat": step.repeat, "validates": step.validates}
 
 
 class Lab:
@@ -245,6 +248,8 @@ class Lab:
         self.prices = LatencyCache(folder / "latency", target)
         self.table: TablePrices | None = None
         self.recorded = 0
+        self.validates = False
+        self.prune: Callable[[object], str | None] = lambda _: None
 
     def executor(self, **options) -> FakeExecutor:
         return FakeExecutor(self.clock, **options)
@@ -271,10 +276,11 @@ class Lab:
             pricing,
             Proposals(config, store, SpaceKnowledge(config, self.space, pricing, store)),
             ledger,
-            FakeJobs(config.rung_epochs),
+            FakeJobs(config.rung_epochs, self.validates),
             TrialFolders(self.folder),
             watch=lambda status: watch(study),
             record=record,
+            prune=self.prune,
             clock=self.clock,
         )
         try:
@@ -932,3 +938,110 @@ def test_who_cannot_be_confirmed_stays_with_one_seed(make_lab):
     done = [e for e in lab.store.entries if e.state == "done"]
     assert {lab.name(e.architecture) for e in done} == lab.all() and not any(e.repeats for e in done)
     assert any(e.attempts[-1]["outcome"] == "failed" for e in done)
+
+
+def on_val(payload) -> float:
+    return 0.5 * accuracy(payload["model"]) if payload["validates"] else accuracy(payload["model"])
+
+
+@pytest.mark.parametrize("confirm", [0, 1])
+def test_the_front_is_validated_once_whatever_happens(make_lab, confirm):
+    """Killed in the first validation, and a worker is lost in the second: all of the front is scored on val, and charged."""
+    lab = make_lab(budget="12trials", confirm=confirm, max_latency_ms=3.5)
+    lab.validates = True
+
+    def dies(attempt: Attempt, count: int) -> None:
+        if attempt.payload.get("validates"):
+            raise CrashError(0)
+
+    with pytest.raises(CrashError):
+        lab.run(lab.executor(judge=on_val, fate=dies))
+    seen: list[str] = []
+
+    def loses(attempt: Attempt, count: int) -> type[Lost] | None:
+        seen.extend([name_of(attempt.payload["model"])] if attempt.payload.get("validates") else [])
+        return Lost if len(seen) == 1 and attempt.payload["validates"] else None
+
+    assert lab.run(lab.executor(judge=on_val, fate=loses)) == "budget spent"
+    records = {r.trial: r for r in lab.records()}
+    members = {r.trial for r in front_of(list(records.values()))} | {0}
+    validated = {e.number: e for e in lab.store.entries if e.val is not None}
+    assert members <= set(validated) and (confirm or set(validated) == members)
+    for entry in validated.values():
+        assert records[entry.number].val == pytest.approx(0.5 * accuracy(lab.model(entry.architecture)))
+        assert [a["outcome"] for a in entry.attempts].count("validated") == 1
+    assert Counter(seen).most_common(1)[0][1] == 2 and len(seen) == len(validated) + 1
+    assert lab.store.tally.ranked == 12
+    assert lab.run(again := lab.executor(judge=on_val)) == "budget spent"
+    assert not again.trained
+
+
+def test_a_part_of_the_budget_is_kept_for_validating(make_lab):
+    lab = make_lab(WIDE, budget="200gpu-s", confirm=0)
+    lab.validates = True
+    lab.run(lab.executor(judge=on_val))
+    assert all(r.val is not None for r in front_of(lab.records()))
+    assert sum(e.seconds for e in lab.store.entries) + lab.store.seconds("lane") <= 200
+
+
+def test_who_cannot_be_validated_is_confirmed_nevertheless(make_lab):
+    lab = make_lab(TINY, confirm=1)
+    lab.validates = True
+    lab.run(lab.executor(judge=on_val, fate=lambda attempt, count: Failed if attempt.payload.get("validates") else None))
+    front = front_of(lab.records())
+    assert {r.trainings for r in front} == {2} and not any(r.val for r in front)
+
+
+def test_what_a_users_teacher_may_have_seen_is_no_claim(make_lab):
+    """Kendall's tau between the held-out part and val is told with its interval, or of how many members it cannot be."""
+    lab = make_lab(WIDE, budget="40trials", confirm=0)
+    lab.validates = True
+    assert lab.run(lab.executor(judge=on_val)) == "budget spent"
+    assert lab.summary().seen == ""
+    members = sum(e.val is not None for e in lab.store.entries)
+    assert members >= 5
+    lab.store.put_fact("teacher", {"path": "/x/best.pt", "digest": "d", "map": 0.4})
+    told = lab.summary()
+    assert "best.pt, may have learned from the held-out part" in told.meaning and "Hypervolume" not in told.meaning
+    assert (
+        f"the {members} members that were validated as val does with Kendall's tau 1.00, 90% interval 1.00 to 1.00" in told.seen
+    )
+    lab.config["confirm"] = 1
+    assert "cannot be said of 0 confirmed members" in lab.summary().seen
+    lab.store.put_fact("teacher", {"path": None, "digest": "d", "map": 0.4})
+    assert lab.summary().seen == ""
+
+
+def test_a_run_s_model_yaml_says_what_to_train(make_lab, tmp_path):
+    """`nas train` takes the YAML that `nas export` has written, as long as it is what the run has trained."""
+    lab = make_lab(budget="4trials")
+    lab.run(lab.executor())
+    lab.summary()
+    run = Run(lab.folder)
+    record = next(r for r in run.records if r.state == "done" and not r.baseline)
+    (written,) = run.export(str(record.trial))
+    found, trial = chosen(str(written), None)
+    assert (found.folder, trial) == (lab.folder, record) == (chosen(str(lab.folder), str(record.trial))[0].folder, trial)
+    assert chosen(str(lab.folder), None)[1] in run.front
+    with pytest.raises(InputError, match="nothing to --pick"):
+        chosen(str(written), "best")
+    text = written.read_text()
+    changed = yaml.safe_load(text)
+    changed["backbone"][0][3][0] += 8
+    written.write_text(yaml.safe_dump(changed))
+    with pytest.raises(InputError, match="is this architecture") as caught:
+        chosen(str(written), None)
+    assert "nas yolo train" in caught.value.hint
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match="in no run folder"):
+        chosen(str(tmp_path / "mine.yaml"), None)
+
+
+def test_what_is_pruned_is_neither_priced_nor_trained(make_lab):
+    lab = make_lab(budget="8trials")
+    lab.prune = lambda architecture: "trial 0 is better" if any(p.block == "irmb" for p in architecture.placements) else None
+    executor = lab.executor()
+    lab.run(executor)
+    pruned = [e for e in lab.store.entries if e.reason == "pruned: trial 0 is better"]
+    assert pruned and all(e.state == "rejected" and e.price is None for e in pruned)
+    assert not {lab.name(e.architecture) for e in pruned} & {*executor.trained, *executor.timed}

@@ -17,6 +17,7 @@ from nas.dataset.description import Dataset
 from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 from nas.execution.imitate import ASSEMBLE, IMITATE, MEET, TUNE
+from nas.execution.validate import VALIDATE
 from nas.execution.work import TRAIN
 from nas.imitation.alternatives import Alternative, alternative_of, alternatives_of
 from nas.imitation.library import Entry, Library, facts_of
@@ -266,6 +267,9 @@ def test_rung_0_is_the_assembled_network_and_training_goes_on_from_it(lab):
     for (_, payload), until, kept in zip(steps[1:], (3, 9), (None, own.folder / "trials/0003/weights.pt"), strict=True):
         assert payload["train"]["weights"] == payload["assemble"]["keep"] and payload["train"]["until"] == until
         assert payload["train"]["keep"] == (None if kept is None else str(kept))
+    assert jobs.validates  # the user's own teacher may have seen the held-out part
+    kind, payload = jobs.job(Step(3, 2, validates=True), model)
+    assert (kind, payload["part"], payload["weights"]) == (VALIDATE, "val", str(own.folder / "trials/0003/weights.pt"))
     assert jobs.refusal(architecture) is None
     for alternative in in_turn(own.space):
         learn(teaching.library, alternative, "its error is not finite")

@@ -73,7 +73,8 @@ def export(run: str | None, pick: str) -> None:
 @click.option("--device", help="As Ultralytics takes it: cpu, 0, 0,1.")
 @blocks_option
 def train(run: str | None, **options: Any) -> None:
-    """Train an architecture of RUN in full, through Ultralytics' trainer, on from the weights that the search has given it.
+    """Train an architecture of RUN, or that of a model YAML in a run's folder, in full, through Ultralytics' trainer, on
+    from the weights that the search has given it.
 
     At the end stand its mAP on val and its latency, and the baseline's.
     """

@@ -36,7 +36,7 @@ Stamp = tuple[int, int]
 
 @dataclass(frozen=True)
 class Packed:
-    """A dataset's training images and labels: tar files, as the store that holds `chunks` gives them back."""
+    """The images of one part of a dataset, and their labels: tar files, as the store that holds `chunks` gives them back."""
 
     digest: str
     names: list[str]
@@ -62,7 +62,7 @@ class Sender:
 
     def __init__(self, put: Callable[[bytes], Any]) -> None:
         self._put = put
-        self._packed: dict[tuple[str, str], Packed] = {}
+        self._packed: dict[tuple[str, str, str], Packed] = {}
         self._there: dict[str, dict[str, Stamp]] = {}
 
     def parcel(self, attempt: Attempt, host: str) -> Parcel:
@@ -192,12 +192,13 @@ class Receiver:
         return folder
 
 
-def _pack(data: str, root: str, put: Callable[[bytes], Any]) -> Packed:
+def _pack(data: str, root: str, part: str, put: Callable[[bytes], Any]) -> Packed:
     dataset = read_dataset(Path(data), Path(root))
+    images = dataset.val if part == "val" else dataset.train
     chunks: list[Any] = []
     buffer = io.BytesIO()
     tar = tarfile.open(fileobj=buffer, mode="w")  # noqa: SIM115  (one after the other)
-    for image in dataset.train:
+    for image in images:
         for file in (image, label_path(image)):
             if file.is_file():
                 content = file.read_bytes()
@@ -211,7 +212,8 @@ def _pack(data: str, root: str, put: Callable[[bytes], Any]) -> Packed:
             tar = tarfile.open(fileobj=buffer, mode="w")  # noqa: SIM115
     tar.close()
     chunks.append(put(buffer.getvalue()))
-    return Packed(dataset.digest, list(dataset.names), [str(image) for image in dataset.train], chunks)
+    digest = dataset.digest if part == "train" else f"{dataset.digest}-{part}"
+    return Packed(digest, list(dataset.names), [str(image) for image in images], chunks)
 
 
 def _named(payload: Mapping[str, Any], fields: set[str]) -> Iterator[str]:
@@ -223,10 +225,10 @@ def _named(payload: Mapping[str, Any], fields: set[str]) -> Iterator[str]:
             yield from ([value] if isinstance(value, str) else value)
 
 
-def _jobs(payload: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The datasets that a payload names: YAML and root."""
+def _jobs(payload: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The datasets that a payload names: YAML, root, and which part is looked at."""
     if isinstance(payload.get("data"), str) and isinstance(payload.get("root"), str):
-        yield payload["data"], payload["root"]
+        yield payload["data"], payload["root"], payload.get("part", "train")
     for value in payload.values():
         if isinstance(value, Mapping):
             yield from _jobs(value)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nas.alive import beat
 from nas.imitation.alternatives import Alternative
+from nas.imitation.library import ROUNDS
 from nas.imitation.start import Start
 from nas.seeds import derive
 from nas.training.augment import Augmentation, Batches, generator_of
@@ -43,7 +44,7 @@ class Lessons:
         judged: held-out images that a rise is measured on, at most.
     """
 
-    rounds: tuple[int, ...] = (6, 12)
+    rounds: tuple[int, ...] = ROUNDS
     enough: float = 0.01
     training: Recipe = field(
         default_factory=lambda: Recipe(batch=16, lr=0.004, weight_decay=0.0, clip=1.0, augmentation=Augmentation(fliplr=0.5))

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from nas.errors import InputError
 from nas.imitation.alternatives import Alternative
 
+ROUNDS = (6, 12)  # epochs that an alternative learns for, the second ones only where its place in the teacher still costs
 VERSION = 1  # of what is learned: raise it whenever the same arguments would give other blocks
 
 

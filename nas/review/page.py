@@ -22,7 +22,7 @@ from nas.files import write_whole
 from nas.review.heat import Cell, heat_map
 from nas.review.picture import BASELINE, FRONT, LIMIT, TRIAL, Span, latency_span, log_ticks, map_range
 from nas.review.record import Record, RunSummary, baseline_of, duration, printable, standing
-from nas.review.table import HEADINGS, LEGEND, front_of, lines_of, picks_of
+from nas.review.table import HEADINGS, LEGEND, columns_of, front_of, lines_of, picks_of
 
 MOST_POINTS = 4000  # of one kind drawn: an SVG point costs a browser about as much as a paragraph
 
@@ -226,15 +226,16 @@ def _certainty(record: Record) -> str:
 
 
 def _front_table(records: Sequence[Record], summary: RunSummary) -> str:
-    head = "".join(f"<th>{_show(heading)}</th>" for heading in (*HEADINGS, "placement"))
+    shown = columns_of(summary, paper=True)
+    head = "".join(f"<th>{_show(heading)}</th>" for heading in (*(HEADINGS[i] for i in shown), "placement"))
     rows = []
     for line in lines_of(records, summary):
         slots = [f"<span>{_show(slot)}</span> {_show(what)}" for slot, what in line.record.placement.items()]
         kind = "baseline" if line.record.baseline else "pick" if line.cells[0] else ""
-        cells = "".join(f"<td>{_show(cell)}</td>" for cell in line.cells)
+        cells = "".join(f"<td>{_show(line.cells[i])}</td>" for i in shown)
         rows.append(f'<tr class="{kind}">{cells}<td class="slots">{"<br>".join(slots) or "all kept"}</td></tr>')
     if baseline_of(records) is None:
-        width = len(HEADINGS) + 1
+        width = len(shown) + 1
         rows.append(f'<tr class="baseline"><td colspan="{width}">{_show(summary.baseline_name)}: not evaluated</td></tr>')
     return f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
 

@@ -46,6 +46,7 @@ class Record:
         trainings: how many seeds `map` is the mean of, 0 before the first rung.
         map_low: lower end of the 90% interval of `map`, or None where nothing tells how seeds differ.
         map_high: upper end, or None.
+        val: mAP50-95 of its kept weights on `val`, or None where nobody asked.
         latency_source: where the latency comes from: "measured", "predicted" or "table" (of another device), or None.
 
     Raises:
@@ -76,6 +77,7 @@ class Record:
     trainings: int = 0
     map_low: float | None = None
     map_high: float | None = None
+    val: float | None = None
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -85,6 +87,7 @@ class Record:
             ("map50", 0.0, 1.0),
             ("map_low", 0.0, 1.0),
             ("map_high", 0.0, 1.0),
+            ("val", 0.0, 1.0),
             ("latency_ms", math.ulp(0.0), math.inf),
             ("latency_spread", 0.0, math.inf),
             ("latency_low_ms", 0.0, math.inf),
@@ -126,6 +129,8 @@ class RunSummary:
         noise: standard deviation of mAP over seeds, pooled over those trained more than once, or None.
         hypervolume: of the front (`nas.search.front.hypervolume`) with the ends of its 90% interval, or None.
         rungs: how well rungs rank, in words, or "".
+        seen: why no claim rests on the held-out part, and how it agrees with `val`, in words; "" where nothing has learned from
+            it.
         simulated: what was simulated, in a sentence, or "" where trials were trained.
         lane: the host of a cluster on which latency was measured, or "" for the one where the search ran.
     """
@@ -151,6 +156,7 @@ class RunSummary:
     noise: float | None = None
     hypervolume: tuple[float, float, float] | None = None
     rungs: str = ""
+    seen: str = ""
     simulated: str = ""
     lane: str = ""
 
@@ -178,9 +184,9 @@ class RunSummary:
         words = f"{self.metric} is a proxy to rank architectures by: measured on the {self.split} after {self.fidelity}. "
         if self.noise is not None:
             words += f"Another seed changes it by {self.noise:.3f} (standard deviation). "
-        if self.hypervolume is not None:
+        if self.hypervolume is not None and not self.seen:
             words += "Hypervolume of the front {:.3f}, 90% interval {:.3f} to {:.3f}. ".format(*self.hypervolume)
-        return f"{words}{self.rungs}A fully trained model will have another mAP."
+        return f"{words}{self.seen}{self.rungs}A fully trained model will have another mAP."
 
     @property
     def tally(self) -> str:

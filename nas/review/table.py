@@ -45,6 +45,7 @@ COLUMNS: Mapping[str, Column] = {
     "map50": Column("mAP50, likewise", "0 to 1"),
     "map_low": Column("lower end of its 90% interval, from how much seeds differ; empty before any was repeated", "0 to 1"),
     "map_high": Column("upper end", "0 to 1"),
+    "val": Column("mAP50-95 of its kept weights on val, where the held-out part may have been learned from", "0 to 1"),
     "trainings": Column("how many seeds map is the mean of", ""),
     "rung": Column("highest rung passed, from 0", ""),
     "alike": Column("faster members of the front whose map it cannot be told apart from: trial numbers joined by +", ""),
@@ -71,6 +72,7 @@ HEADINGS = (
     "id",
     "mAP50-95",
     "mAP50",
+    "on val",
     "latency",
     "spread",
     "params",
@@ -84,6 +86,7 @@ LEGEND = (
     "≈: its mAP cannot be told apart from that of this faster trial."
 )
 _ONLY_ON_PAPER = {"mAP50", "spread", "GMACs", "size", "memory"}  # a terminal of 100 columns has no room for them
+_ONLY_WHERE_SEEN = {"on val"}
 # What a spreadsheet takes for the start of a formula, and the blanks that it leaves out before one.
 _FORMULA, _BLANKS = frozenset("=+-@"), frozenset("\t\r\n")
 
@@ -94,6 +97,12 @@ class Line(NamedTuple):
     record: Record
     cells: tuple[str, ...]
     on_front: bool
+
+
+def columns_of(summary: RunSummary, *, paper: bool) -> list[int]:
+    """Which of HEADINGS are shown, on paper or in a terminal."""
+    left_out = (set() if paper else _ONLY_ON_PAPER) | (set() if summary.seen else _ONLY_WHERE_SEEN)
+    return [index for index, heading in enumerate(HEADINGS) if heading not in left_out]
 
 
 def front_of(records: Sequence[Record]) -> list[Record]:
@@ -166,25 +175,28 @@ def lines_of(records: Sequence[Record], summary: RunSummary) -> list[Line]:
             printable(r.id),
             accuracy_text(r),
             "–" if r.map50 is None else f"{r.map50:.3f}",
+            "–" if r.val is None else f"{r.val:.3f}",
             "–" if r.latency_ms is None else "~"[r.latency_source != "predicted" :] + milliseconds(r.latency_ms),
             "–" if r.latency_spread is None else f"{r.latency_spread:.1%}",
             "–" if r.params is None else f"{r.params / 1e6:.2f} M",
             "–" if r.gmacs is None else f"{r.gmacs:.2f}",
             "–" if r.size_mb is None else f"{r.size_mb:.2f} MB",
             "–" if r.memory_mb is None else f"{r.memory_mb:.1f} MB",
-            against(r, baseline),
+            against(r, baseline, on_val=bool(summary.seen)),
         )
         lines.append(Line(r, cells, any(member is r for member in front)))
     return lines
 
 
-def against(record: Record, baseline: Record | None) -> str:
-    """The record's mAP and latency beside the baseline's, "+0.021, 0.83x", as far as known; "" for the baseline."""
+def against(record: Record, baseline: Record | None, *, on_val: bool) -> str:
+    """The record's mAP (on `val`, or on the held-out part) and latency beside the baseline's, "+0.021, 0.83x", as far as known;
+    "" for the baseline."""
     if baseline is None or record is baseline:
         return ""
     parts = []
-    if record.map is not None and baseline.map is not None:
-        parts.append(f"{record.map - baseline.map:+.3f}")
+    own, other = (record.val, baseline.val) if on_val else (record.map, baseline.map)
+    if own is not None and other is not None:
+        parts.append(f"{own - other:+.3f}")
     if record.latency_ms is not None and baseline.latency_ms is not None:
         parts.append(f"{record.latency_ms / baseline.latency_ms:.2f}x")
     return ", ".join(parts)
@@ -209,7 +221,7 @@ def rich_table(records: Sequence[Record], summary: RunSummary) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    shown = [i for i, heading in enumerate(HEADINGS) if heading not in _ONLY_ON_PAPER]
+    shown = columns_of(summary, paper=False)
     for i in shown:
         words = HEADINGS[i] in {"", "id"}
         table.add_column(HEADINGS[i], justify="left" if words else "right", no_wrap=i > 0, max_width=None if i else 12)

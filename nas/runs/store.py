@@ -46,7 +46,8 @@ class Entry:
 
     `state` is one of proposed, rejected, queued, running, paused (between two rungs), done (past the highest), failed;
     `price` is what `LatencyCache` keeps; `results` is what the training to each rung returned, `repeats` what those to the
-    highest with other seeds did; `attempts` one mapping {seconds, outcome} per execution.
+    highest with other seeds did, `val` what its kept weights are worth on `val`; `attempts` one mapping {seconds, outcome}
+    per execution.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Entry:
     results: tuple[Mapping[str, Any], ...] = ()
     attempts: tuple[Mapping[str, Any], ...] = ()
     repeats: tuple[Mapping[str, Any], ...] = ()
+    val: Mapping[str, Any] | None = None
 
     @property
     def result(self) -> Mapping[str, Any] | None:
@@ -220,6 +222,10 @@ class Store:
         entry = _charged(self[number], seconds, "done")
         self._correct(replace(entry, repeats=(*entry.repeats, dict(result))))
 
+    def validate(self, number: int, seconds: float, result: Mapping[str, Any]) -> None:
+        """The kept weights of a trial that is done were scored on `val`, in an attempt of so many seconds."""
+        self._update(replace(_charged(self[number], seconds, "validated"), val=dict(result)))
+
     def reprice(self, number: int, price: Mapping[str, Any], excess: Mapping[str, float]) -> None:
         """Another latency of a finished or waiting trial has come to be known: Optuna's samplers learn from that one."""
         self._correct(replace(self[number], price=price), excess)
@@ -348,6 +354,7 @@ def _attributes(entry: Entry, since: Entry | None = None) -> dict[str, Any]:
         "price": entry.price,
         "results": entry.results or None,
         "repeats": entry.repeats or None,
+        "val": entry.val,
         "attempts": entry.attempts or None,
         END: {"state": entry.state, "reason": entry.reason} if told else None,
     }
@@ -365,4 +372,5 @@ def _entry(trial: FrozenTrial) -> Entry:
         state = "running"
     architecture = Architecture.from_dict(attrs["architecture"])
     repeats = tuple(attrs.get("repeats", ()))
-    return Entry(trial.number, architecture, state, end["reason"], attrs.get("price"), results, attempts, repeats)
+    price, val = attrs.get("price"), attrs.get("val")
+    return Entry(trial.number, architecture, state, end["reason"], price, results, attempts, repeats, val)

@@ -10,11 +10,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nas.search.front import hypervolume
+from nas.search.ladder import kendall
 
 Z = 1.6449  # of a two-sided 90% interval
 DRAWS = 400
+LEAST_PAIRS = 5  # of which Kendall's tau is said: of fewer, it would say what chance does
 
 
 def pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
@@ -57,3 +60,10 @@ def hypervolume_interval(
     volumes = [hypervolume(maps, latencies, reference_ms=reference_ms, fastest_ms=fastest_ms) for maps in drawn]
     low, high = np.quantile(volumes, [0.05, 0.95])
     return float(low), float(high)
+
+
+def tau_interval(one: NDArray[np.float64], other: NDArray[np.float64], *, seed: int) -> tuple[float, float, float]:
+    """Kendall's tau-b of two paired lists, and its 90% bootstrap interval over the pairs."""
+    rows = np.random.default_rng(seed).integers(len(one), size=(DRAWS, len(one)))
+    low, high = np.quantile([kendall(one[drawn], other[drawn]) for drawn in rows], [0.05, 0.95])
+    return kendall(one, other), float(low), float(high)

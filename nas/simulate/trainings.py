@@ -44,6 +44,10 @@ class SimulatedJobs:
     def shares(self) -> Sequence[float]:
         return [1 / FACTOR] * (len(self.curves) - 1)
 
+    @property
+    def validates(self) -> bool:
+        return False
+
     def refusal(self, architecture: Architecture) -> str | None:  # noqa: ARG002  (every row was trained)
         return None
 

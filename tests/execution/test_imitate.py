@@ -13,6 +13,7 @@ from nas.dataset.builtin import builtin_dataset
 from nas.dataset.description import read_dataset
 from nas.execution import work
 from nas.execution.imitate import AssembleJob, ImitateJob, TeacherJob, assemble, imitate, meet
+from nas.execution.validate import ValidateJob, validate
 from nas.imitation.alternatives import alternatives_of, differences
 from nas.imitation.learn import Lessons
 from nas.imitation.library import Library
@@ -69,6 +70,9 @@ def test_from_a_teacher_to_a_network_that_trains_on(tmp_path: Path, name: str) -
     same = {field.name: base[field.name] for field in fields(work.TrainJob) if field.name in base}
     train = work.TrainJob(model, rungs=[1], batch=8, lr0=0.0, weights=str(keep), keep=str(tmp_path / "on.pt"), **same)
     went_on = work.train(asdict(train), 0, silent)
+    where = {name: base[name] for name in ("data", "root", "cache", "imgsz", "device", "threads")}
+    scored = validate(asdict(ValidateJob(str(keep), polygons="seg" in name, **where)), 0, silent)
+    assert 0 <= scored["map"] <= scored["map50"] <= 1 and scored["images"] == len(read_dataset(Path(base["data"])).val)
     whole = len(build(model).state_dict())
     assert tuple(went_on["transferred"]) == (whole, whole)
     before, after = (dict(read_weights(path).named_parameters()) for path in (keep, tmp_path / "on.pt"))

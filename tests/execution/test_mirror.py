@@ -43,6 +43,10 @@ def test_a_dataset_is_the_same_elsewhere_and_travels_once(
     assert found.split(0.2, 7) == own.split(0.2, 7)
     assert [image.read_bytes() for image in own.train[:9]] == [image.read_bytes() for image in found.train[:9]]
     assert there.restored({"skipped": [str(found.train[0])]}) == {"skipped": [str(own.train[0])]}
+    parts = sender.parcel(Attempt("b", "k", {**attempt.payload["train"], "part": "val"}), "there")
+    val = there.accept(parts)["payload"]
+    images = read_dataset(Path(val["data"]), Path(val["root"])).val
+    assert [image.read_bytes() for image in images] == [image.read_bytes() for image in own.val] and val["root"] != prefix
     store.clear()  # nobody asks for a chunk again
     assert Receiver(tmp_path / "there", store.__getitem__).accept(parcel)["payload"]["train"]["data"] == told["data"]
 

@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from nas.review.page import write_html
 from nas.review.record import duration, printable
 from nas.review.table import COLUMNS, front_of, picks_of, rich_table, write_csv, write_json
 
@@ -82,6 +84,23 @@ def test_terminal_table_marks_picks_and_always_shows_the_baseline(make_run):
     assert "[red]" in text  # not taken for markup
     assert "\x1b" not in text
     assert "\u202e" not in text
+
+
+def test_what_has_been_seen_is_not_compared(make_run, tmp_path):
+    """Where the held-out part has been learned from, differences to the baseline are of val; none where that is not known."""
+    run = make_run()
+    assert "on val" not in _render(run.records, run.summary)
+    vals = {0: 0.30, 2: 0.29}
+    records = [replace(r, val=vals.get(r.trial)) for r in run.records]
+    text = _render(records, replace(run.summary, seen="The teacher has seen it. "))
+    rows = {word: next(row for row in text.splitlines() if word in row) for word in ("knee", "best")}
+    assert "on val" in text and "-0.010, 0.50x" in rows["knee"] and "The teacher has seen it." in " ".join(text.split())
+    assert "+0." not in rows["best"] and "-0." not in rows["best"]
+    write_html(records, replace(run.summary, seen="The teacher has seen it. "), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<th>on val</th>" in page and "<td>0.290</td>" in page
+    write_csv(records, tmp_path / "trials.csv")
+    assert [row["val"] for row in csv.DictReader((tmp_path / "trials.csv").open())][:3] == ["0.3", "", "0.29"]
 
 
 def test_how_sure_a_latency_is_stands_beside_it(make_run, tmp_path):
