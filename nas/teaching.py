@@ -360,6 +360,7 @@ class AssembledJobs:
             model=model,
             weights=str(start),
             until=self._epochs[step.rung - 1],
+            teacher=assembled.teacher,
             state=str(self._folders.state(step.number, step.repeat)),
             keep=str(weights) if kept else None,
         )

@@ -45,7 +45,7 @@ def table(plan: Plan, kept: Kept, count: int, hours: float) -> np.ndarray:
     jobs = {}
     for name, yaml in found.items():
         payload = {**plan._shared(), "model": yaml, "library": str(plan.library())}
-        jobs[name] = plan._job(f"assemble {name}", "nas.execution.imitate:assemble", payload, [plan.library().name, yaml])
+        jobs[name] = plan.job(f"assemble {name}", "nas.execution.imitate:assemble", payload, [plan.library().name, yaml])
     work_through([list(jobs.values())], kept, 1, 3600 * hours)
     rows = []
     for name, yaml in found.items():

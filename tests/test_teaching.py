@@ -266,6 +266,7 @@ def test_rung_0_is_the_assembled_network_and_training_goes_on_from_it(lab):
     assert steps[0][1]["keep"] is None and steps[0][1]["library"] == str(teaching.library.folder)
     for (_, payload), until, kept in zip(steps[1:], (3, 9), (None, own.folder / "trials/0003/weights.pt"), strict=True):
         assert payload["train"]["weights"] == payload["assemble"]["keep"] and payload["train"]["until"] == until
+        assert payload["train"]["teacher"] == "best.pt"  # teaches on
         assert payload["train"]["keep"] == (None if kept is None else str(kept))
     assert jobs.validates  # the user's own teacher may have seen the held-out part
     kind, payload = jobs.job(Step(3, 2, validates=True), model)

@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -77,8 +78,8 @@ class TrainJob:
     dataset YAML's `path` was found to mean. `held_out` is the rest's share, drawn with `split_seed`, so that all trials of
     a run share one split; of the training part `fraction` is used. `rungs` are epochs, `until` the one to stop at (the last
     where None). `state` is the file from which an interrupted training goes on, `keep` where the trained weights go, with
-    the classes' `names`; None keeps neither. On more than one of the worker's `devices` a process for each trains its part of
-    every batch; of CPUs only tests ask for more.
+    the classes' `names`; None keeps neither. `teacher` is a checkpoint whose outputs teach beside the labels. On more than one
+    of the worker's `devices` a process for each trains its part of every batch; of CPUs only tests ask for more.
     """
 
     model: Mapping[str, Any]
@@ -101,6 +102,7 @@ class TrainJob:
     state: str | None = None
     keep: str | None = None
     blocks: list[str] = field(default_factory=list)
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -306,6 +308,7 @@ def _scored(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision:
 
     from nas.training.proxy import train_proxy  # noqa: PLC0415
     from nas.yolo.checkpoints import save_checkpoint  # noqa: PLC0415
+    from nas.yolo.weights import read_weights  # noqa: PLC0415
 
     def told(progress: Progress) -> None:
         print(progress, flush=True)  # noqa: T201  (the attempt's log)
@@ -328,6 +331,7 @@ def _scored(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision:
         report=told,
         state=None if job.state is None else Path(job.state),
         peers=peers,
+        teacher=None if job.teacher is None else deepcopy(read_weights(Path(job.teacher))),
     )
     if job.keep is not None and peers.first:
         save_checkpoint(model, Path(job.keep), job.names)

@@ -23,6 +23,7 @@ from nas.seeds import derive
 from nas.training.augment import Batches, generator_of
 from nas.training.batch_norm import together
 from nas.training.checkpoint import StateError, read_state, write_state
+from nas.training.distil import Tutor
 from nas.training.peers import Peers
 from nas.training.recipe import Leg, Recipe, legs_of, rate
 from nas.yolo.criterion import Criterion
@@ -90,6 +91,7 @@ def train_proxy(
     until: int | None = None,
     state: Path | None = None,
     peers: Peers = ALONE,
+    teacher: nn.Module | None = None,
 ) -> Outcome:
     """Train a detection or segmentation model up to a rung and score it once.
 
@@ -113,6 +115,7 @@ def train_proxy(
             after which it is removed.
         peers: those who train this model together, each on a device of its own and called with equal arguments. Of them the
             first alone reports and writes; the state is the same as that of one who is alone.
+        teacher: a trained model whose outputs the model is drawn to, see `nas.training.distil`.
 
     Raises:
         DivergedError: the loss or the gradient is no longer finite.
@@ -125,7 +128,7 @@ def train_proxy(
     goal = last if until is None else until
     if goal not in rungs:
         raise InputError(f"no rung of {goal} epochs", f"rungs are {', '.join(map(str, rungs))}")
-    training = Training(model, train, recipe, rungs, seed, device, precision, peers)
+    training = Training(model, train, recipe, rungs, seed, device, precision, peers, teacher)
     if state is not None and peers.told(state.is_file()):
         training.load(state)
     resumed_at, saved = training.epoch, time.perf_counter()
@@ -166,6 +169,7 @@ class Training:
         device: torch.device,
         precision: torch.dtype,
         peers: Peers = ALONE,
+        teacher: nn.Module | None = None,
     ) -> None:
         if not len(train):
             raise InputError("0 images to train", "a proxy needs at least one")
@@ -189,6 +193,10 @@ class Training:
         self.average = Average(model)
         plain = {**asdict(recipe), "batch": self._batch}
         self._identity = [plain, list(rungs), seed, str(precision), len(train), train.imgsz, _fingerprint(model)]
+        self._tutor: Tutor | None = None
+        if teacher is not None:
+            self._tutor = Tutor(teacher.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+            self._identity.append("taught")
 
     def run_epoch(self) -> float:
         """Train one epoch; returns its mean loss per image. Raises DivergedError."""
@@ -220,9 +228,13 @@ class Training:
     def _pass(self, data: dict[str, Tensor]) -> float:
         """Forward and backward of one batch; returns its loss per image."""
         with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
+            said = None if self._tutor is None else self._tutor.says(data["img"])
             predictions = self._model(data["img"])
         loss = self._criterion(predictions, data)
-        loss.backward()  # type: ignore[no-untyped-call]
+        aim = loss
+        if self._tutor is not None and said is not None:
+            aim = loss + self._tutor.loss(predictions, said, self._batch, self._peers.total)
+        aim.backward()  # type: ignore[no-untyped-call]
         value = loss.item()
         if not math.isfinite(value):
             raise _diverged(self.epoch, f"the loss is {value}")

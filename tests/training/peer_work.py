@@ -40,9 +40,9 @@ def images(count: int, *, polygons: bool) -> Images:
     return Images(pixels, labels, polygons=outlines if polygons else None)
 
 
-def model_of(skeleton: str) -> nn.Module:
+def model_of(skeleton: str, seed: int = 3) -> nn.Module:
     """In float64: what little the order of sums changes does not grow over a few steps, as it does in float32."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     model = (SegmentationModel if "seg" in skeleton else DetectionModel)(skeleton, ch=3, nc=3, verbose=False)
     if "26" in skeleton:
         model.end2end = True
@@ -54,13 +54,13 @@ def model_of(skeleton: str) -> nn.Module:
 def steps(payload: Mapping[str, Any], seed: int, report: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     """The gradient of one batch and what it leaves in the batch norms, then a short training and its score.
 
-    `count` train together; `out` is where the tensors go.
+    `count` train together, with a teacher; `out` is where the tensors go.
     """
     torch.set_num_threads(1)
     peers = Peers.meet(payload["meet"], payload["rank"], payload["count"], CPU) if payload["count"] > 1 else Peers()
     recipe, skeleton = Recipe(batch=5, augmentation=HOW), payload["skeleton"]
     found, model = images(10, polygons="seg" in skeleton), model_of(skeleton)
-    training = Training(model, found, recipe, [2], seed, CPU, torch.float32, peers)
+    training = Training(model, found, recipe, [2], seed, CPU, torch.float32, peers, model_of(skeleton, 4))
     with together(model, peers):
         part = peers.part(5)
         loss = training._pass(training._batches.make(torch.arange(5), HOW, generator_of(7), part))
@@ -70,7 +70,7 @@ def steps(payload: Mapping[str, Any], seed: int, report: Callable[[Mapping[str, 
     del training
     model = model_of(skeleton)
     shared = {"rungs": [2], "recipe": recipe, "seed": seed, "device": CPU, "precision": torch.float32, "report": lambda _: None}
-    outcome = train_proxy(model, found, found, nc=3, **shared, peers=peers)
+    outcome = train_proxy(model, found, found, nc=3, **shared, peers=peers, teacher=model_of(skeleton, 4))
     kept |= {f"weight.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
     assert not any("forward" in vars(module) for module in model.modules()), "the model is as it was"
     if peers.first:

@@ -32,7 +32,7 @@ def two() -> Iterator[Gang]:
 @pytest.mark.parametrize("skeleton", ["yolo11n.yaml", pytest.param("yolo26n-seg.yaml", marks=pytest.mark.slow)])
 def test_steps_of_two_are_steps_of_one(two: Gang, skeleton: str, tmp_path: Path) -> None:
     """Five images in a batch, so three and two; mosaics, images without objects, batch norms that see all of them, and for the
-    second model masks and an end-to-end head with two losses."""
+    second model masks and an end-to-end head with two losses; a teacher whose term is divided by a sum over the batch."""
     payload = {"skeleton": skeleton, "out": str(tmp_path / "two")}
     divided = two.run("peer_work:steps", payload, 5, lambda _: None)
     alone = peer_work.steps({**payload, "out": str(tmp_path / "one"), "count": 1}, 5, lambda _: None)
