@@ -4,10 +4,13 @@ Without results the first proposals are spread along log latency (under a limit,
 the accuracy model is fitted to all results, believes what it expects of trials that still run (so that a batch spreads),
 and the candidate with the largest expected gain is proposed: in hypervolume, or over the best result within the limit.
 Without a limit all proposals go for the hypervolume; under one the first 20 go for the best within it, of the later ones
-every second. The chance to hold the limit multiplies either.
+every second. The chance to hold the limit multiplies either. Where the pool is but a sample, the search goes on from there to
+the best of its neighbours, step by step.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,7 +24,10 @@ SPREAD, SPREAD_UNDER_LIMIT = (0.25, 0.75), (1.0, 0.75, 0.5)
 NEAR = 0.1  # the share of candidates nearest to a latency that a spread proposal chooses from
 WINNER_FIRST, WINNER_EVERY = 20, 2  # under a limit, so many proposals go for the best within it, then one of so many
 LEAST_CHANCE = 0.05  # to hold the limit, where latencies are uncertain
-LOOKED_AT = 4_000  # candidates that one proposal considers, drawn anew for each
+LOOKED_AT = 10_000  # candidates that one proposal considers, drawn anew for each
+STEPS = 3  # from the best of these to the best of its neighbours, at most
+Around = Callable[[int], Points]
+"""Of a row: its neighbours, which are rows of the pool from then on."""
 
 
 def choose(
@@ -33,6 +39,7 @@ def choose(
     number: int,
     fits: Fits,
     prior: Evidence | None = None,
+    around: Around | None = None,
 ) -> int | None:
     """The row of the pool to propose as trial `number`; None where nothing in it can hold the limit.
 
@@ -41,25 +48,45 @@ def choose(
         done: what has results, in the order of their trials.
         running: what was proposed and has no result yet.
         prior: what an earlier search has found.
+        around: where the pool is not all that may be proposed.
     """
     rng = np.random.default_rng(derive(seed, number, "front"))
     chance = chance_within(frame.limit_ms, pool.latency, pool.low, pool.high)
     usable = rng.permutation(np.flatnonzero(chance >= LEAST_CHANCE))[:LOOKED_AT]  # in an order that settles ties
     if usable.size == 0:
         return None
+    size = len(pool)
     pool, chance = pool[usable], chance[usable]
     turn = len(done) + len(running)
     if len(done) < (1 if prior else 2) or (prior is None and turn < len(_targets(frame))):
         return int(usable[_spread(pool, done.points, running, frame, turn)])
     winner = frame.limit_ms is not None and (turn < WINNER_FIRST or number % WINNER_EVERY == 0)
     belief = Belief(done, running, prior, frame, seed, fits)
-    return int(usable[_most_promising(belief, pool, chance, winner=winner)])
+    best, gain = _most_promising(belief, pool, chance, winner=winner)
+    best = int(usable[best])
+    for _ in range(STEPS):
+        if around is None:
+            break
+        near = around(best)
+        chance = chance_within(frame.limit_ms, near.latency, near.low, near.high)
+        rows = np.flatnonzero(chance >= LEAST_CHANCE)
+        if not rows.size:
+            break
+        row, better = _most_promising(belief, near[rows], chance[rows], winner=winner)
+        if better <= gain:
+            break
+        best, gain = size + int(rows[row]), better
+        size += len(near)
+    return best
 
 
-def _most_promising(belief: Belief, pool: Points, chance: Floats, *, winner: bool) -> int:
-    """The row with the largest expected gain. Of a large pool and many results, a coarse model looks at all of it first."""
+def _most_promising(belief: Belief, pool: Points, chance: Floats, *, winner: bool) -> tuple[int, float]:
+    """The row with the largest expected gain, and that. Of a large pool and many results, a coarse model looks at all of it
+    first."""
     rows = belief.shortlist(pool, chance, winner=winner)
-    return int(rows[np.argmax(chance[rows] * belief.gains(belief.full, pool[rows], winner=winner))])
+    gains = chance[rows] * belief.gains(belief.full, pool[rows], winner=winner)
+    best = int(np.argmax(gains))
+    return int(rows[best]), float(gains[best])
 
 
 def _spread(pool: Points, done: Points, running: Points, frame: Frame, turn: int) -> int:

@@ -52,6 +52,10 @@ class Candidates(Protocol):
         """Candidates (rows, slots) whose bytes are not in `seen`; where too many for all, some near `front`."""
         ...
 
+    def around(self, code: Codes, seen: Collection[bytes]) -> Codes:
+        """Of those the neighbours of one; none where `pool` gives all there are."""
+        ...
+
     def features(self, codes: Codes) -> Features: ...
 
     def latency(self, codes: Codes) -> tuple[Floats, Floats, Floats]: ...
@@ -139,7 +143,14 @@ class FrontSampler(BaseSampler):
         waiting = self._points(np.array(running, dtype=np.int32)) if running else nothing
         self._situation = pool, evaluated, waiting
         frame, prior = self.frame, self._earlier()
-        row = choose(pool, evaluated, waiting, frame, self._seed, number, self._fits, prior) if len(codes) else None
+
+        def around(row: int) -> Points:
+            nonlocal codes
+            near = self._candidates.around(codes[row], seen)
+            codes = np.vstack((codes, near))
+            return self._points(near)
+
+        row = choose(pool, evaluated, waiting, frame, self._seed, number, self._fits, prior, around) if len(codes) else None
         if row is None:  # everything within the limit was proposed: again, as random search would
             codes = self._candidates.pool(frozenset(), front, rng)
             latency = self._candidates.latency(codes)[0]
@@ -216,6 +227,9 @@ class TableCandidates:
     def pool(self, seen: Collection[bytes], front: Codes, rng: np.random.Generator) -> Codes:  # noqa: ARG002
         return np.delete(self._codes, np.frombuffer(b"".join(seen), dtype=np.int32), axis=0)
 
+    def around(self, code: Codes, seen: Collection[bytes]) -> Codes:  # noqa: ARG002
+        return self._codes[:0]
+
     def features(self, codes: Codes) -> Features:
         return self._features[codes.reshape(-1)]
 
@@ -236,7 +250,7 @@ class SpaceCandidates:
     """
 
     ENUMERATED = 50_000
-    DRAWN = 8_000
+    DRAWN, NEAR = 2_000, 2_000  # of a larger one, random ones and the front's neighbours; `choose` goes on to others
 
     def __init__(
         self,
@@ -267,10 +281,17 @@ class SpaceCandidates:
             found = self._codes.all()
         else:
             near = [self._codes.neighbours(code) for code in front]
+            near = [rng.permutation(np.vstack(near))[: self.NEAR]] if near else []
             found = np.vstack((*near, self._codes.draw(self.DRAWN, rng)))
-        found = self._codes.distinct(found, seen)
-        allowed: Codes = found[self._codes.allowed(found, self._imgsz)]
+        allowed = self._allowed(found, seen)
         return allowed if len(allowed) or seen else found  # where rules forbid everything, whoever asked is told by them
+
+    def around(self, code: Codes, seen: Collection[bytes]) -> Codes:
+        return self._allowed(self._codes.neighbours(code), seen)
+
+    def _allowed(self, codes: Codes, seen: Collection[bytes]) -> Codes:
+        distinct = self._codes.distinct(codes, seen)
+        return distinct[self._codes.allowed(distinct, self._imgsz)]
 
     def features(self, codes: Codes) -> Features:
         found = self._codes.features(codes)

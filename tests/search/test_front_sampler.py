@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from nas.search import belief, surrogate
 from nas.search.acquisition import Steps
 from nas.search.belief import Belief, Evidence, Fits, Frame, Points
-from nas.search.choose import choose
+from nas.search.choose import STEPS, choose
 from nas.search.front_sampler import FrontSampler, SpaceCandidates, TableCandidates
 from nas.search.surrogate import kernel
 from nas.space.features import SpaceCodes, encode
@@ -166,10 +166,25 @@ def test_the_work_of_a_proposal_does_not_grow_with_results_and_pool(monkeypatch)
     works = []
     for results in (1000, 4000):
         entries.clear()
-        choose(points[4000:], done[:results], nothing, frame, 0, results, known)
+        choose(points[4000:], done[:results], nothing, frame, 0, results, known, around=lambda _: points[:1300])
         assert max(entries) <= 600 * 600
         works.append(sum(entries))
-    assert works[0] == works[1] <= 64 * 4000 + 600 * 500 + 600**2 + 64**2
+    looks = [10_000, *[1300] * STEPS]
+    assert max(works) <= sum(64 * look + 600 * 500 for look in looks) + 600**2 + 64**2
+
+
+def test_a_better_neighbour_is_gone_on_to():
+    """From a poor sample, with the rest as its neighbours: what is chosen is the best of all."""
+    rng = np.random.default_rng(4)
+    x = rng.uniform(0, 1, (60, 2))
+    latency, errors = np.exp(x[:, 0]), np.exp(-1 - x.sum(axis=1))
+    points = Points(encode(x.T.tolist()), latency, latency, latency)
+    done, nothing = Evidence(points[:10], errors[:10], np.zeros(10)), points[np.arange(0)]
+    frame, poor = Frame(1, 3, reference_error=1.0), np.argsort(-errors[10:])[:5] + 10
+    rest = np.setdiff1d(np.arange(10, 60), poor)
+    best = choose(points[10:], done, nothing, frame, 0, 10, Fits())
+    found = choose(points[poor], done, nothing, frame, 0, 10, Fits(), around=lambda _: points[rest])
+    assert np.concatenate((poor, rest, rest))[found] == 10 + best
 
 
 def test_many_results_and_a_large_pool():
@@ -201,20 +216,28 @@ def test_a_search_space_is_asked_and_told(name):
         ms = 1 + 0.01 * codes.sum(axis=1)
         return ms, ms, ms
 
-    candidates = SpaceCandidates(codes, latency, 640, lambda t: known.get(t.number))
-    study = optuna.create_study(
-        directions=["maximize", "minimize"], sampler=FrontSampler(candidates, Frame(1.0, 3.0, 1.5), seed=0)
-    )
+    def studied():
+        candidates = SpaceCandidates(codes, latency, 640, lambda t: known.get(t.number))
+        sampler = FrontSampler(candidates, Frame(1.0, 3.0, 1.5), seed=0)
+        return optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+
+    def asked(study):
+        trial = study.ask()
+        return space.draw(lambda name, choices: trial.suggest_categorical(name, list(choices)))
+
+    study = studied()
     study.ask()
     known[0] = space.baseline
     study.tell(0, [0.3, 1.4])
     for number in range(1, 7):
-        trial = study.ask()
-        known[number] = space.draw(lambda name, choices, t=trial: t.suggest_categorical(name, list(choices)))
+        known[number] = asked(study)
         ms = float(latency(codes.code(known[number])[None])[0][0])
         assert ms <= 1.5
-        study.tell(trial, [0.3 + 0.01 * number, ms])
+        study.tell(number, [0.3 + 0.01 * number, ms])
     assert len({architecture.id for architecture in known.values()}) == 7
+    again = studied()  # as after a restart
+    again.add_trials(study.get_trials())
+    assert asked(again).id == asked(study).id
 
 
 def test_the_outlook_promises_what_the_next_trainings_give():
