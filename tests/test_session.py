@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,3 +175,23 @@ def test_tables_wait_in_proportion_to_what_they_cost(run, monkeypatch):
     now += 1e6
     tables.update()
     assert len(written) == 4  # nothing has happened since
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_whichever_signal_comes_second_ends_a_search_now(first, second):
+    """As an exception, so that what runs is charged and the front is written; a batch system sends SIGTERM twice."""
+
+    class Asked:
+        count = 0
+
+        def interrupt(self):
+            self.count += 1
+
+    study, before = Asked(), [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt), session.interruptible(study):
+        signal.raise_signal(first)
+        assert study.count == 1
+        signal.raise_signal(second)
+    assert study.count == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
