@@ -397,6 +397,19 @@ def test_a_failed_trial_has_a_reason_and_a_post_mortem(make_lab):
     assert len(executor.trained) == len(set(executor.trained)) == len(executor.finished) + 1
 
 
+@pytest.mark.parametrize("score", [float("nan"), 1.5, None])
+def test_a_score_that_is_no_share_is_a_failure(make_lab, score):
+    lab = make_lab(TINY)
+    lab.run(lab.executor(judge=lambda payload: score))
+    assert len(lab.store) >= len(lab.all())
+    for entry in lab.store.entries:
+        assert entry.state == "rejected" or (entry.state, entry.reason) == (
+            "failed",
+            f"its mAP is {score}, no number from 0 to 1",
+        )
+    assert {trial.state for trial in lab.optuna()} == {TrialState.FAIL}
+
+
 @pytest.mark.parametrize("losses", [MAX_ATTEMPTS - 1, MAX_ATTEMPTS])
 def test_a_lost_trial_is_tried_again(make_lab, losses):
     lab = make_lab(TINY)
