@@ -23,6 +23,7 @@ from nas.runs import folder as folders
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.space.reader import read_space
+from nas.status import FACT, follow
 
 SPACE = """
 skeleton: yolo11n.yaml
@@ -195,3 +196,15 @@ def test_whichever_signal_comes_second_ends_a_search_now(first, second):
         signal.raise_signal(second)
     assert study.count == 1
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_search_that_was_killed_ends_at_no_time(run):
+    """What it expected when it left word for the last time is no news any more."""
+    run(good)
+    facts = ["explore", "2 done", "5% of 2h", "6 min", "ends about 13:17", "best 0.1 at 1 ms"]
+    store = Store(run.folder, create=False)
+    store.put_fact("stopped_because", None)
+    store.put_fact(FACT, {"moment": 0.0, "facts": facts, "running": {}})
+    store.close()
+    ((head, told),) = follow(str(run.folder), watch=False)
+    assert "was killed" in head and told == "2 done · 5% of 2h · 6 min · best 0.1 at 1 ms"
