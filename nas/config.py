@@ -128,7 +128,8 @@ def check_gpus(share: float) -> None:
     """Raises InputError for what can be no number of GPUs that a training holds."""
     if not 0 < share <= MOST_GPUS or (share > 1 and share != int(share)):
         near = f"{int(share)} or {int(share) + 1}" if 1 < share < MOST_GPUS else str(MOST_GPUS if share > 1 else 1)
-        raise InputError(f"--gpus-per-trial {share:g}", f"give a share of one GPU, for example 0.25, or a whole number: {near}")
+        what = f"--gpus-per-trial {share:g}: neither a share of one GPU nor 1 to {MOST_GPUS} of them"
+        raise InputError(what, f"give a share of one GPU, for example 0.25, or a whole number: {near}")
 
 
 SAMPLERS = ("front", "tpe", "random")

@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -95,6 +95,8 @@ class Prices(Protocol):
     @property
     def under_way(self) -> bool: ...
     @property
+    def elapsed(self) -> float: ...
+    @property
     def error(self) -> Error | None: ...
     @property
     def measures(self) -> bool: ...
@@ -105,6 +107,7 @@ class Prices(Protocol):
     def renewed(self, priced: Sequence[tuple[Architecture, Price]]) -> list[Price]: ...
     def remember(self, architecture: Architecture) -> None: ...
     def repeat(self) -> None: ...
+    def stop(self, but: Container[int]) -> None: ...
     def calibrate(self) -> None: ...
     def owns(self, event: Event) -> bool: ...
     def take(self, event: Event) -> Priced | Unpriced | None: ...
@@ -145,6 +148,7 @@ class Pricing:
         self._estimator = Estimator(space, config.imgsz, derive(config.seed, 0, "calibration"))
         self._calibrated = 0.0
         self._running: dict[str, _Asked] = {}
+        self._since: dict[str, float] = {}  # when each of them began
         self._tries: Counter[Architecture] = Counter()
         self._again: tuple[_Asked, float] | None = None  # what is to be measured again, and when
         self._keys = itertools.count()
@@ -159,6 +163,11 @@ class Pricing:
     def under_way(self) -> bool:
         """Whether an answer is still to come."""
         return bool(self._running) or self._again is not None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that what is under way has run, not charged yet."""
+        return sum(self._clock() - self._since[key] for key in self._running)
 
     @property
     def error(self) -> Error | None:
@@ -240,6 +249,19 @@ class Pricing:
             if not self.stopping:  # else a resumed search draws the proposal again
                 self._start(asked)
 
+    def stop(self, but: Container[int]) -> None:
+        """End what is under way, except for these trials: a resumed search draws and measures it again."""
+        if self._again is not None and self._again[0].number not in but:
+            self._again = None
+        for key, asked in list(self._running.items()):
+            if asked.number not in but:
+                self._forget(key)
+                self._charge(self._executor.stop(key))
+
+    def _forget(self, key: str) -> _Asked:
+        del self._since[key]
+        return self._running.pop(key)
+
     def calibrate(self) -> None:
         """Give an idle lane something to measure that makes predictions better, as long as that is worth its time."""
         if self._table is not None or self._calibrated >= calibration_seconds(self._config):
@@ -256,8 +278,9 @@ class Pricing:
     def take(self, event: Event) -> Priced | Unpriced | None:
         """What an event of a job means for its trial; None where nothing (yet)."""
         if isinstance(event, Progress):
+            self._since[event.key] = self._clock() - event.seconds  # its process may have had to start first
             return None
-        asked = self._running.pop(event.key)
+        asked = self._forget(event.key)
         self._charge(event.seconds)
         if asked.number is None:
             self._calibrated += event.seconds
@@ -330,7 +353,7 @@ class Pricing:
             wait()
             for event in self._executor.poll(POLL_SECONDS):
                 if event.key == key and not isinstance(event, Progress):
-                    del self._running[key]
+                    self._forget(key)
                     self._charge(event.seconds)
                     return event
 
@@ -387,7 +410,7 @@ class Pricing:
             rows=self._estimator.open,
         )
         attempt = Attempt(f"price{next(self._keys)}", PRICE, asdict(job), quiet=True)
-        self._running[attempt.key] = asked
+        self._running[attempt.key], self._since[attempt.key] = asked, self._clock()
         self._executor.start(attempt)
         return attempt.key
 

@@ -250,8 +250,9 @@ def interruptible(study: Study) -> Iterator[None]:
         yield
         return
 
-    def handle(number: int, _: object) -> None:
-        signal.signal(number, before[number])
+    def handle(*_: object) -> None:
+        for number in before:
+            signal.signal(number, signal.default_int_handler)  # by an exception: what runs is charged, the front written
         study.interrupt()
 
     before: dict[int, Any] = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import InputError, NasError
-from nas.review.progress import Status
+from nas.review.progress import ENDS, Status
 from nas.review.record import duration
 from nas.runs import folder as folders
 from nas.runs.database import Database
@@ -99,10 +99,11 @@ class Watcher:
         if holder is not None and (holder.state == "held" or (holder.state == "unclear" and fresh and ended is None)):
             running = {int(trial): (done, of) for trial, (done, of) in told["running"].items()}
             return Standing(self.folder, "running", f"running, {holder.words}, {heard}", tuple(told["facts"]), running)
+        found = tuple(fact for fact in told["facts"][1:] if not fact.startswith(ENDS))  # neither phase nor end: it is over
         if ended is not None:
-            return Standing(self.folder, "ended", f"stopped: {ended}; {again}", tuple(told["facts"][1:]), {})
+            return Standing(self.folder, "ended", f"stopped: {ended}; {again}", found, {})
         who = "its process" if holder is None else holder.words
-        return Standing(self.folder, "killed", f"{who} was killed, {heard}; {again}", tuple(told["facts"][1:]), {})
+        return Standing(self.folder, "killed", f"{who} was killed, {heard}; {again}", found, {})
 
     def _facts(self) -> dict[str, Any]:
         """The row of the store; empty as long as there is no store."""

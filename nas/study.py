@@ -110,6 +110,7 @@ class Study:
         self._open = True  # whether seeds are yet to be asked for
         self._misses = 0
         self._keys = itertools.count()
+        ledger.measuring = lambda: pricing.elapsed
         self._phase = "probe"
         self._stopping: str | None = None
         self._exhausted: str | None = None
@@ -226,8 +227,9 @@ class Study:
             self._take(event)
         if self._hopeless:
             raise self._hopeless
-        if self._running and self._ledger.exhausted(self._elapsed):
+        if self._ledger.exhausted(self._elapsed):
             self._stop_running()
+            self._pricing.stop(but=self._unsure)
         return True
 
     @property

@@ -60,7 +60,14 @@ def test_gpus_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("models", "share", "cluster", "workers", "message", "hint"),
     [
-        ("AA", 1.5, None, None, "--gpus-per-trial 1.5", "a whole number: 1 or 2"),
+        (
+            "AA",
+            1.5,
+            None,
+            None,
+            "--gpus-per-trial 1.5: neither a share of one GPU nor 1 to 64 of them",
+            "a whole number: 1 or 2",
+        ),
         ("AA", 0, None, None, "--gpus-per-trial 0", "for example 0.25, or a whole number: 1"),
         ("AA", float("nan"), None, None, "--gpus-per-trial nan", "a whole number: 1"),
         ("AA", 1e9, None, None, "--gpus-per-trial 1e\\+09", "a whole number: 64"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from nas.runs import folder as folders
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.space.reader import read_space
+from nas.status import FACT, follow
 
 SPACE = """
 skeleton: yolo11n.yaml
@@ -174,3 +176,35 @@ def test_tables_wait_in_proportion_to_what_they_cost(run, monkeypatch):
     now += 1e6
     tables.update()
     assert len(written) == 4  # nothing has happened since
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_whichever_signal_comes_second_ends_a_search_now(first, second):
+    """As an exception, so that what runs is charged and the front is written; a batch system sends SIGTERM twice."""
+
+    class Asked:
+        count = 0
+
+        def interrupt(self):
+            self.count += 1
+
+    study, before = Asked(), [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt), session.interruptible(study):
+        signal.raise_signal(first)
+        assert study.count == 1
+        signal.raise_signal(second)
+    assert study.count == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_search_that_was_killed_ends_at_no_time(run):
+    """What it expected when it left word for the last time is no news any more."""
+    run(good)
+    facts = ["explore", "2 done", "5% of 2h", "6 min", "ends about 13:17", "best 0.1 at 1 ms"]
+    store = Store(run.folder, create=False)
+    store.put_fact("stopped_because", None)
+    store.put_fact(FACT, {"moment": 0.0, "facts": facts, "running": {}})
+    store.close()
+    ((head, told),) = follow(str(run.folder), watch=False)
+    assert "was killed" in head and told == "2 done · 5% of 2h · 6 min · best 0.1 at 1 ms"

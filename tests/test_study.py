@@ -403,6 +403,19 @@ def test_a_failed_trial_has_a_reason_and_a_post_mortem(make_lab):
     assert len(executor.trained) == len(set(executor.trained)) == len(executor.finished) + 1
 
 
+@pytest.mark.parametrize("score", [float("nan"), 1.5, None])
+def test_a_score_that_is_no_share_is_a_failure(make_lab, score):
+    lab = make_lab(TINY)
+    lab.run(lab.executor(judge=lambda payload: score))
+    assert len(lab.store) >= len(lab.all())
+    for entry in lab.store.entries:
+        assert entry.state == "rejected" or (entry.state, entry.reason) == (
+            "failed",
+            f"its mAP is {score}, no number from 0 to 1",
+        )
+    assert {trial.state for trial in lab.optuna()} == {TrialState.FAIL}
+
+
 @pytest.mark.parametrize("losses", [MAX_ATTEMPTS - 1, MAX_ATTEMPTS])
 def test_a_lost_trial_is_tried_again(make_lab, losses):
     lab = make_lab(TINY)
@@ -590,6 +603,37 @@ def test_a_budget_of_time_stops_what_runs_and_a_larger_one_takes_it_up(make_lab)
     assert set(queued) <= set(again.finished)
     assert sorted(again.finished) == sorted(lab.all())
     assert Ledger(Budget.parse("1h"), lab.store).device_seconds() > spent + 10 * len(again.finished)
+
+
+@dataclass
+class PatientExecutor(FakeExecutor):
+    """One whose time does not leap over the end of what it is told to wait; measuring takes long."""
+
+    def start(self, attempt: Attempt) -> None:
+        super().start(attempt)
+        if attempt.quiet:
+            self.running[attempt.key] = (attempt, self.clock.now, 25.0)
+
+    def poll(self, timeout: float) -> list[Event]:
+        ends = [began + seconds for _, began, seconds in self.running.values()]
+        if ends and min(ends) <= self.clock.now + timeout:
+            return super().poll(timeout)
+        self.clock.now += timeout
+        return []
+
+
+@pytest.mark.parametrize("budget", ["70gpu-s", "90gpu-s", "45s"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_is_being_measured_counts_and_ends_with_the_budget(make_lab, budget, workers):
+    lab = make_lab(budget=budget)
+    executor = PatientExecutor(lab.clock, workers=workers, seconds=lambda model: 100.0)
+    assert lab.run(executor) == "budget spent"
+    assert executor.running == {} and executor.trained and len(executor.priced) > 1
+    limit = Budget.parse(budget)
+    used = Ledger(limit, lab.store, clock=lab.clock).used()
+    assert 0.98 * limit.amount < used <= 1.02 * limit.amount
+    assert lab.run(lab.executor(), budget="1000trials") == EVERYTHING
+    assert set(lab.names("done")) == lab.all()
 
 
 def test_time_that_the_budget_took_away_is_no_loss(make_lab):

@@ -49,7 +49,11 @@ class Gang:
     def __init__(self, count: int) -> None:
         self.count = count
         self._inbox: Inbox = queue.SimpleQueue()
-        self._folder = tempfile.TemporaryDirectory(prefix="nas-gang-", ignore_cleanup_errors=True)
+        self._file, self._name = tempfile.mkstemp(prefix="nas-gang-")
+        own = Path(f"/proc/{os.getpid()}/fd/{self._file}")
+        if own.exists():  # workers end by being killed: a file without a name ends with them
+            self._remove()
+        self._meet = str(own) if own.exists() else self._name
         environment = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
         log = Path(present_log() or os.devnull)
         self.members = [WorkerProcess(self._inbox, environment, log) for _ in range(count)]
@@ -65,7 +69,7 @@ class Gang:
             FailedTogetherError: one raised something else.
             DiedError: one has died.
         """
-        own = {**payload, "count": self.count, "meet": str(Path(self._folder.name) / "meet")}
+        own = {**payload, "count": self.count, "meet": self._meet}
         for rank, member in enumerate(self.members):
             member.send(Attempt(f"peer{rank}", kind, {**own, "rank": rank}, seed, log=present_log()))
         ended: dict[WorkerProcess, Result | Failed | Lost] = {}
@@ -88,7 +92,11 @@ class Gang:
         """End all of them."""
         for member in self.members:
             member.kill()
-        self._folder.cleanup()
+        os.close(self._file)
+        self._remove()
+
+    def _remove(self) -> None:
+        Path(self._name).unlink(missing_ok=True)
 
     def _tell(self, member: WorkerProcess, event: Progress, report: Callable[[Mapping[str, Any]], None]) -> None:
         if member is not self.members[0]:

@@ -25,15 +25,16 @@ SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))  # Linux alone has the
 LISTENING = "0A"
 
 
-def exposed(address: str, environment: Mapping[str, str] = os.environ) -> str | None:
+def exposed(address: str, environment: Mapping[str, str] = os.environ, *, found: bool = False) -> str | None:
     """Why using the cluster at `address` (`auto`, HOST:PORT, ray://HOST:PORT) would be unsafe, in words; None if it is not.
 
-    It is unsafe where its head listens on more than loopback and ray would show no token. A name that cannot be resolved
-    counts as another host. Raises InputError for what is no address.
+    `found`: ray has found that address itself, for `auto`. It is unsafe where its head listens on more than loopback and ray
+    would show no token. A name that cannot be resolved counts as another host. Raises InputError for what is no address.
     """
-    found = address == "auto"
-    if found and not (address := current_cluster() or ""):
-        return None
+    if address == "auto":
+        found, address = True, current_cluster() or ""
+        if not address:
+            return None
     host, port = host_and_port(address)
     if not reachable(host, port):
         return None

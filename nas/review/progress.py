@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LINE_SECONDS = 30.0
+ENDS = "ends about"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Status:
         counts = ", ".join(f"{self.counts[s]} {s}" for s in shown if self.counts.get(s))
         facts = [self.phase, counts or "no trial yet", f"{self.share:.0%} of {self.budget}", duration(self.wall_seconds)]
         if self.left is not None:
-            facts.append(f"ends about {clock_time(self.left)}")
+            facts.append(f"{ENDS} {clock_time(self.left)}")
         if self.baseline:
             facts.append(f"baseline mAP {self.baseline[0]:.3f} at {self.baseline[1]:.2f} ms")
         if self.best:

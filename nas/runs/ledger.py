@@ -31,6 +31,7 @@ class Ledger:
         self._store, self._clock = store, clock
         self._written = 0.0
         self._began: float | None = None
+        self.measuring: Callable[[], float] = lambda: 0.0  # device seconds of the lane that are not charged yet
 
     def cost(self, seconds: float) -> float:
         """Device seconds of an attempt that runs, or ran, so long in this session."""
@@ -50,7 +51,7 @@ class Ledger:
         """Charged so far; where `running` says what the running attempts have used (seconds each), that counts for them."""
         tally = self._store.tally
         charged = tally.charged + sum(self._store.seconds(clock) for clock in CLOCKS)
-        return charged if running is None else charged + self.cost(sum(running)) - tally.under_way
+        return charged if running is None else charged + self.cost(sum(running)) - tally.under_way + self.measuring()
 
     def used(self, running: Sequence[float] | None = None) -> float:
         """In the budget's own unit: seconds, or trials that have passed the lowest rung."""
@@ -97,9 +98,9 @@ class Ledger:
 
     def time_left(self, attempts: int, running: Sequence[float]) -> float:
         """Seconds until the budget is used up, if nothing but so many running attempts (seconds each so far) use it."""
-        if self.budget.kind == "trials" or not (attempts or self.budget.kind == "wall"):
+        rate = self.cost(attempts) + bool(self.measuring()) if self.budget.kind == "device" else 1
+        if self.budget.kind == "trials" or not rate:
             return math.inf
-        rate = self.cost(attempts) if self.budget.kind == "device" else 1
         return (self.budget.amount - self.used(running)) / rate
 
     def ends_in(self, workers: int, running: Sequence[float]) -> float | None:

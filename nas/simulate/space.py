@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,7 @@ class TableLatencies:
     """`nas.pricing.Prices`: the latency of every row is known at once."""
 
     measures, busy, under_way, error = False, False, False, None
+    elapsed = 0.0
 
     def __init__(self, space: TableSpace, limits: Limits, target: str) -> None:
         self._space, self._limits, self._target = space, limits, target
@@ -111,6 +112,7 @@ class TableLatencies:
     def again(self, number: int, architecture: Architecture) -> None: ...
     def remember(self, architecture: Architecture) -> None: ...
     def repeat(self) -> None: ...
+    def stop(self, but: Container[int]) -> None: ...
     def calibrate(self) -> None: ...
 
     def owns(self, event: Event) -> bool:  # noqa: ARG002  (nothing is measured)

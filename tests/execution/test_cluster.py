@@ -12,10 +12,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 from cluster import Nodes, can_hide, kill_raylet, nodes
 from harness import WORKER, Ticker, alive, end_of, events_of, heard, room, wait_until
+from ray._private import services
 
 from nas.errors import InputError, UnreachableError
+from nas.execution import security
 from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Result
 from nas.execution.ray.address import Door, door_of
 from nas.execution.ray.cluster import Needs, Node, Offer, fit
@@ -215,6 +218,25 @@ def test_a_cluster_without_a_token_is_refused(three: Nodes, tmp_path: Path, monk
     with pytest.raises(InputError, match="open to other hosts: no token authentication") as raised, opened(three, tmp_path):
         pass
     assert "RAY_AUTH_MODE=token" in raised.value.hint
+
+
+def test_a_cluster_that_auto_finds_by_its_process_needs_a_token_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One whose address does not lie where `ray start` leaves it, as with --temp-dir."""
+    monkeypatch.setattr(security, "CURRENT", tmp_path / "none")
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("it was connected to"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("0.0.0.0", 0)) as head:
+        found = f"127.0.0.1:{head.getsockname()[1]}"
+        monkeypatch.setattr(services, "find_bootstrap_address", lambda _: found)
+        for seen in ({found}, {found, "127.0.0.9:1"}):
+            monkeypatch.setattr(services, "find_gcs_addresses", lambda seen=seen: seen)
+            with pytest.raises(InputError, match="open to other hosts: no token authentication"):
+                RayExecutor(WORKER, WORKER, tmp_path, address="auto")
+    assert not any(capfd.readouterr())  # Ray warns of several
 
 
 def test_nobody_there_is_said_in_seconds(tmp_path: Path) -> None:

@@ -22,9 +22,12 @@ Make = Callable[..., Ticker]
 
 @pytest.fixture
 def executor(tmp_path: Path) -> Iterator[LocalExecutor]:
-    executor = LocalExecutor([WORKER], WORKER, tmp_path / "logs")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    executor = LocalExecutor([WORKER | {"TMPDIR": str(temporary)}], WORKER, tmp_path / "logs")
     yield executor
     executor.close()
+    assert not list(temporary.iterdir()), "nothing is left behind"
 
 
 def members(attempt: Ticker) -> list[Ticker]:

@@ -284,7 +284,7 @@ def _connect(address: str | None, door: Door | None, cores: int) -> None:
     if door is not None:
         require(door, address)
     found = address == AUTO and asked_of_environment() is None
-    _refuse_exposed(AUTO if found else str(door or address), door or address)
+    _refuse_exposed(str(door or address), door or address, found=found)
     ray.init(address=address, runtime_env={"py_modules": _code(), "excludes": ["__pycache__"]}, **QUIET)
     if address.startswith(CLIENT):  # its port may be on loopback alone, and the head itself on all interfaces
         try:
@@ -294,17 +294,18 @@ def _connect(address: str | None, door: Door | None, cores: int) -> None:
             raise
 
 
-def _refuse_exposed(address: str, named: object) -> None:
-    if why := exposed(address):
+def _refuse_exposed(address: str, named: object, *, found: bool = False) -> None:
+    if why := exposed(address, found=found):
         raise InputError(f"the Ray cluster at {named} is open to other hosts: {why}", CURE)
 
 
 def _found() -> Door | None:
-    """The cluster that `auto` means."""
+    """The cluster that `auto` means: where several are found, the one that was started last."""
     named = asked_of_environment()
     if named is not None:
         return door_of(named)
     services: Any = importlib.import_module("ray._private.services")
+    services.logger.setLevel(QUIET["logging_level"])  # it would warn of the others
     found = services.canonicalize_bootstrap_address(AUTO)
     return door_of(found) if found else None
 
