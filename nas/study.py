@@ -48,6 +48,7 @@ FLAT_RESULTS = 20  # before so many results nobody can say that no more is to be
 EVERYTHING_TRIED = "every architecture of the space was tried"
 NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden, known or pruned"
 INTERRUPTED = "interrupted"
+SPENT = "budget spent"
 PRICED_AHEAD = 1
 
 
@@ -151,7 +152,7 @@ class Study:
             self._ledger.save()
             if self._pricing.error is not None:
                 self._store.put_fact("latency_error", asdict(self._pricing.error))
-        return self._stopping or self._exhausted or "budget spent"
+        return self._stopping or self._exhausted or SPENT
 
     def _enter(self, phase: str) -> None:
         if not self._stopping:
@@ -230,6 +231,7 @@ class Study:
         if self._ledger.exhausted(self._elapsed):
             self._stop_running()
             self._pricing.stop(but=self._unsure)
+            self._exhausted = self._exhausted or SPENT  # what is stopped may have cost a little less than it seemed
         return True
 
     @property

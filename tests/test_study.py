@@ -607,7 +607,7 @@ def test_a_budget_of_time_stops_what_runs_and_a_larger_one_takes_it_up(make_lab)
 
 @dataclass
 class PatientExecutor(FakeExecutor):
-    """One whose time does not leap over the end of what it is told to wait; measuring takes long."""
+    """One whose time does not leap over the end of what it is told to wait. Measuring takes long, and so does a start."""
 
     def start(self, attempt: Attempt) -> None:
         super().start(attempt)
@@ -621,6 +621,9 @@ class PatientExecutor(FakeExecutor):
         self.clock.now += timeout
         return []
 
+    def stop(self, key: str) -> float:
+        return max(0.0, super().stop(key) - 1.0)  # its process had to start first
+
 
 @pytest.mark.parametrize("budget", ["70gpu-s", "90gpu-s", "45s"])
 @pytest.mark.parametrize("workers", [1, 3])
@@ -631,7 +634,7 @@ def test_what_is_being_measured_counts_and_ends_with_the_budget(make_lab, budget
     assert executor.running == {} and executor.trained and len(executor.priced) > 1
     limit = Budget.parse(budget)
     used = Ledger(limit, lab.store, clock=lab.clock).used()
-    assert 0.98 * limit.amount < used <= 1.02 * limit.amount
+    assert 0.9 * limit.amount < used <= 1.02 * limit.amount
     assert lab.run(lab.executor(), budget="1000trials") == EVERYTHING
     assert set(lab.names("done")) == lab.all()
 
