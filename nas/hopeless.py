@@ -26,15 +26,16 @@ def all_fail_alike(store: Store, reason: str, folder: Path) -> StoppedError | No
 
 
 def nothing_is_told_apart(store: Store) -> StoppedError | None:
-    """Why to stop when the eighth trial has passed the lowest rung, if all of them have mAP 0, or any other that is equal to
-    the last digit: architectures that differ do not score so unless something is wrong."""
-    if store.tally.ranked != SAME_FAILURES:
+    """Why to stop once eight trials have passed the lowest rung, if all have mAP 0, or any other that is equal to the last
+    digit: architectures that differ do not score so unless something is wrong."""
+    if store.tally.ranked < SAME_FAILURES:
         return None
-    scores = {float(entry.results[0]["map"]) for entry in store.entries if entry.results}
-    if len(scores) != 1:
+    scores = (float(entry.results[0]["map"]) for entry in store.entries if entry.results)
+    first = next(scores)
+    if any(score != first for score in scores):
         return None
-    if scores == {0.0}:
+    if first == 0:
         hint = "train longer or larger: raise --epochs or --imgsz; check that the labels belong to the images"
     else:
         hint = "check that --set lr0 is not so small that nothing changes, and that images and labels of the data differ"
-    return StoppedError(f"the first {SAME_FAILURES} trials all have mAP {scores.pop():g}: nothing can be ranked", hint)
+    return StoppedError(f"the first {store.tally.ranked} trials all have mAP {first:g}: nothing can be ranked", hint)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from nas.execution.process import last_lines
 from nas.execution.ray.actor import Slot
 from nas.execution.ray.cluster import Cluster, Needs, described, fit
 from nas.execution.ray.lane import TAKEN_SECONDS, Lane, LaneHere, LaneThere
+from nas.execution.security import token_mode
 
 POLL_SECONDS = 0.2
 NO_PLACE_SECONDS = 30.0
@@ -182,7 +184,12 @@ class RayExecutor:
         self._stillborn += not slot.up
         if self._stillborn >= MAX_STILLBORN:
             last = str(error).strip().splitlines()[-1]
-            raise UnreachableError(f"{MAX_STILLBORN} Ray actors in a row ended before they were ready", last) from error
+            asked = "its nodes' logs (/tmp/ray/session_latest/logs on each) say why"
+            if token_mode(os.environ):
+                asked = f"RAY_AUTH_MODE=token is set here: the head and all nodes must have been started so too; else {asked}"
+            raise UnreachableError(
+                f"{MAX_STILLBORN} Ray actors in a row ended before they were ready: {last}", asked
+            ) from error
         attempt, seconds = slot.attempt, slot.seconds
         self._drop(slot)
         if attempt is None:
