@@ -46,9 +46,6 @@ class Rows:
     layer: Ints
     numbers: Floats
 
-    def __getitem__(self, rows: slice) -> Rows:
-        return Rows(self.family[rows], self.layer[rows], self.numbers[rows])
-
 
 @dataclass(frozen=True)
 class Encoder:

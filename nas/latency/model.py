@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from nas.errors import InputError
-from nas.latency.kernel import Encoder, Floats, Ints, Rows, Spread, covariance, one_by_one, prior_mean, variance
-from nas.latency.rows import RowKind, row_kinds
+from nas.latency.kernel import Encoder, Floats, Ints, Spread, covariance, one_by_one, prior_mean, variance
+from nas.latency.rows import RowTable, held, row_kinds
 from nas.space.architecture import Architecture
 from nas.space.held import Held
 from nas.space.search_space import SearchSpace
@@ -77,7 +77,7 @@ class LatencyModel:
     def __init__(self, skeleton: Skeleton, observations: Sequence[Observation]) -> None:
         self.skeleton = skeleton
         self.observations = tuple(observations)
-        self._judged: dict[RowKind, tuple[float, float, float]] = {}  # a memory, never a state
+        self._rowwise: _Rowwise | None = None  # a memory, never a state
         self._learn()
 
     @classmethod
@@ -113,11 +113,17 @@ class LatencyModel:
         """
         if not len(architectures):
             return np.empty(0), np.empty(0), np.empty(0)
-        kinds, index = row_kinds(self.skeleton, architectures)
-        log_times, unsure, families = self._judge(kinds).T
+        given = architectures if isinstance(architectures, Held) else held(self.skeleton, architectures)
+        rowwise = self._rowwise
+        if rowwise is None or rowwise.table.placements is not given.placements:
+            rowwise = _Rowwise(RowTable(self.skeleton, given.placements))
+            if given is architectures:  # of a space, and there will be more
+                self._rowwise = rowwise
+        index = rowwise.table.index(given.numbers)
+        log_times, unsure, strange = self._judged(rowwise).T
         times = np.exp(log_times)[index]
         total = times.sum(1)
-        shares, strange = times / total[:, None], families > 0
+        shares, strange = times / total[:, None], strange > 0
         # what no observation tells, none can correct: a new block's rows count in full, and err together
         new = np.sum(shares * np.where(strange, np.sqrt(unsure), 0.0)[index], axis=1)
         known = _deviation(shares, np.where(strange, 0.0, unsure)[index])
@@ -125,23 +131,18 @@ class LatencyModel:
         ms = total * np.exp(_size(total, self._typical) @ self._correction)
         return ms, ms / margin, ms * margin
 
-    def _judge(self, kinds: Sequence[RowKind]) -> Floats:
+    def _judged(self, rowwise: _Rowwise) -> Floats:
         """Of each kind of row the logarithm of its time, the variance of that, and 1 where no observation tells of its module,
-        (kinds, 3). Every kind is worked out once, by itself: candidates of a search have most of theirs in common."""
-        found = [self._judged.get(kind) for kind in kinds]
-        if new := [kind for kind, known in zip(kinds, found, strict=True) if known is None]:
-            rows = self._encode(new)
-            for part in range(0, len(new), PART):
-                self._judged |= zip(new[part : part + PART], self._judged_anew(rows[part : part + PART]), strict=True)
-            found = [self._judged[kind] for kind in kinds]
-        return np.array(found, dtype=np.float64)
-
-    def _judged_anew(self, rows: Rows) -> Iterable[tuple[float, float, float]]:
-        shared = covariance(rows, self._rows, SPREAD)
-        log_times = prior_mean(rows) + self._level + np.sum(shared * self._weights, axis=1)
-        unsure = np.maximum(variance(rows, SPREAD) - np.sum(one_by_one(shared, self._known) * shared, axis=1), 0.0)
-        strange = rows.family >= len(self._encode.families)
-        return zip(log_times.tolist(), unsure.tolist(), strange.astype(float).tolist(), strict=True)
+        (kinds, 3). Each is worked out once, by itself: candidates of a search have most of theirs in common."""
+        kinds = rowwise.table.kinds
+        while len(rowwise.judged) < len(kinds):
+            rows = self._encode(kinds[len(rowwise.judged) : len(rowwise.judged) + PART])
+            shared = covariance(rows, self._rows, SPREAD)
+            log_times = prior_mean(rows) + self._level + np.sum(shared * self._weights, axis=1)
+            unsure = np.maximum(variance(rows, SPREAD) - np.sum(one_by_one(shared, self._known) * shared, axis=1), 0.0)
+            strange = rows.family >= len(self._encode.families)
+            rowwise.judged = np.vstack((rowwise.judged, np.column_stack((log_times, unsure, strange))))
+        return rowwise.judged
 
     def to_dict(self) -> dict[str, Any]:
         """The observations as plain data, from which the same model follows."""
@@ -216,6 +217,14 @@ class LatencyModel:
         predicted = measured * np.exp(-errors)
         mape = 100 * float(np.mean(np.abs(predicted / measured - 1)))
         self.error = Error(mape, spearman(predicted, measured), n)
+
+
+@dataclass
+class _Rowwise:
+    """What a model says of every row of a table so far, see `LatencyModel._judged`."""
+
+    table: RowTable
+    judged: Floats = field(default_factory=lambda: np.empty((0, 3)))
 
 
 @dataclass(frozen=True)

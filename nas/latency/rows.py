@@ -7,6 +7,7 @@ distinct `RowKind` and gathered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -20,7 +21,6 @@ from nas.space.held import Held
 from nas.space.skeleton import Skeleton, own_channels
 
 Ints = npt.NDArray[np.int64]
-DENSE = 16  # up to so many possible numbers for each that occurs, a table of all is faster than sorting
 
 
 class RowKind(NamedTuple):
@@ -53,41 +53,85 @@ def row_kinds(skeleton: Skeleton, architectures: Sequence[Architecture] | Held) 
     Raises:
         InputError: an architecture of another skeleton.
     """
-    known = architectures if isinstance(architectures, Held) else _held(skeleton, architectures)
-    placements, held = known.placements, known.numbers
-    slots = {slot.layer: slot for slot in skeleton.slots}
-    channels: list[Ints] = []
-    kinds: list[RowKind] = []
-    index = np.empty((len(architectures), len(skeleton.rows)), dtype=np.int64, order="F")  # written layer by layer
-    for layer, row in enumerate(skeleton.rows):
-        sources = [layer + s if s < 0 else s for s in ([row.source] if isinstance(row.source, int) else row.source)]
-        inputs = [channels[s] if s >= 0 else np.full(len(architectures), row.c1) for s in sources]
-        held_here = held[:, layer]
-        if layer in slots:
-            own = [placement.channels if placement else row.c2 for placement in placements[layer]]
-            output = np.array(own)[held_here]
-        elif row.module == "Concat":
-            output = np.sum(inputs, axis=0)
-        else:
-            output = np.full(len(architectures), row.c2) if own_channels(row.module) else inputs[-1]
-        channels.append(output)
-        first, which = _distinct([held_here, *inputs])
-        index[:, layer] = which + len(kinds)
-        stride = skeleton.rows[sources[0]].stride if layer else 1
-        every = zip(*(c[first].tolist() for c in inputs), strict=True)
-        for taken, made, number in zip(every, output[first].tolist(), held_here[first].tolist(), strict=True):
-            placement = placements[layer][number]
-            depth = slots[layer].depth if layer in slots else row.repeats
-            if placement is None:
-                kinds.append(RowKind(layer, row.module, taken, made, depth, stride))
-                continue
-            module = row.module if placement.block == KEEP else placement.block
-            kinds.append(RowKind(layer, module, taken, made, placement.depth, stride, placement.heads or 0, placement.knobs))
-    return kinds, index
+    known = architectures if isinstance(architectures, Held) else held(skeleton, architectures)
+    table = RowTable(skeleton, known.placements)
+    index = table.index(known.numbers)
+    return table.kinds, index
 
 
-def _held(skeleton: Skeleton, architectures: Sequence[Architecture]) -> Held:
-    """Of architectures, only with the placements that occur in them."""
+class RowTable:
+    """Numbers the rows of architectures whose layers hold some of the given placements: a row's number, once given, stays.
+
+    A row is told by what its layer holds and what its sources put out; what each layer can put out is counted out beforehand,
+    so that looking rows up is arithmetic on arrays.
+
+    Attributes:
+        kinds: what each number stands for; grows with the rows that occur.
+    """
+
+    def __init__(self, skeleton: Skeleton, placements: Sequence[Sequence[Placement | None]]) -> None:
+        self.placements, self._skeleton, self.kinds = placements, skeleton, list[RowKind]()
+        self._slots = {slot.layer: slot for slot in skeleton.slots}
+        self._layers: list[_Layer] = []
+        for layer, row in enumerate(skeleton.rows):
+            sources = [layer + s if s < 0 else s for s in ([row.source] if isinstance(row.source, int) else row.source)]
+            taken = [self._layers[s].channels if s >= 0 else np.array([row.c1]) for s in sources]
+            shape = (len(placements[layer]), *map(len, taken))
+            here, *places = np.unravel_index(np.arange(math.prod(shape)), shape)
+            if layer in self._slots:
+                made = np.array([placement.channels if placement else row.c2 for placement in placements[layer]])[here]
+            elif row.module == "Concat":
+                made = np.sum([own[place] for own, place in zip(taken, places, strict=True)], axis=0)
+            else:
+                made = np.full(len(here), row.c2) if own_channels(row.module) else taken[-1][places[-1]]
+            channels, place = np.unique(made, return_inverse=True)
+            self._layers.append(_Layer(sources, taken, shape, channels, place, np.full(len(here), -1)))
+
+    def index(self, numbers: Ints) -> Ints:
+        """Which rows architectures consist of, (architectures, rows), given what their layers hold (architectures, layers)."""
+        index = np.empty(numbers.shape, dtype=np.int64, order="F")  # written layer by layer
+        places: list[Ints] = []
+        for layer, own in enumerate(self._layers):
+            code = numbers[:, layer]
+            for source, size in zip(own.sources, own.shape[1:], strict=True):
+                code = code * size + (places[source] if source >= 0 else 0)
+            places.append(own.place[code])
+            index[:, layer] = own.number[code]
+            if len(new := np.flatnonzero(index[:, layer] < 0)):
+                for unknown in np.unique(code[new]).tolist():
+                    own.number[unknown] = len(self.kinds)
+                    self.kinds.append(self._kind(layer, unknown))
+                index[:, layer] = own.number[code]
+        return index
+
+    def _kind(self, layer: int, code: int) -> RowKind:
+        own, row = self._layers[layer], self._skeleton.rows[layer]
+        number, *places = (int(place) for place in np.unravel_index(code, own.shape))
+        taken = tuple(int(channels[place]) for channels, place in zip(own.taken, places, strict=True))
+        made = int(own.channels[own.place[code]])
+        stride = self._skeleton.rows[own.sources[0]].stride if layer else 1
+        placement = self.placements[layer][number]
+        if placement is None:
+            depth = self._slots[layer].depth if layer in self._slots else row.repeats
+            return RowKind(layer, row.module, taken, made, depth, stride)
+        module = row.module if placement.block == KEEP else placement.block
+        return RowKind(layer, module, taken, made, placement.depth, stride, placement.heads or 0, placement.knobs)
+
+
+class _Layer(NamedTuple):
+    """The rows that a layer may hold: `shape` of the numbers of placements and of each source's channels, `taken`; of each row
+    in that order the place of its own among the `channels` that the layer may put out, and its number (-1: none yet)."""
+
+    sources: list[int]
+    taken: list[Ints]
+    shape: tuple[int, ...]
+    channels: Ints
+    place: Ints
+    number: Ints
+
+
+def held(skeleton: Skeleton, architectures: Sequence[Architecture]) -> Held:
+    """What architectures hold, only with the placements that occur in them. Raises InputError as `row_kinds` does."""
     if stranger := next((a for a in architectures if a.skeleton != skeleton.name), None):
         raise InputError(f"an architecture of {stranger.skeleton} among those of {skeleton.name}", "give those of one skeleton")
     every = list(chain.from_iterable(a.placements for a in architectures))
@@ -101,28 +145,8 @@ def _held(skeleton: Skeleton, architectures: Sequence[Architecture]) -> Held:
             numbers[placement] = len(placements[placement.layer])
             placements[placement.layer].append(placement)
     objects = [every[at] for at in first]
-    held = np.zeros((len(architectures), len(skeleton.rows)), dtype=np.int64)
-    held[owners, np.array([p.layer for p in objects], dtype=np.int64)[which]] = np.array(
+    where = np.zeros((len(architectures), len(skeleton.rows)), dtype=np.int64)
+    where[owners, np.array([p.layer for p in objects], dtype=np.int64)[which]] = np.array(
         [numbers[p] for p in objects], dtype=np.int64
     )[which]
-    return Held(placements, held)
-
-
-def _distinct(columns: Sequence[Ints]) -> tuple[Ints, Ints]:
-    """The first position of every distinct combination of the columns' values, and which of them stands at each position."""
-    code = np.zeros(len(columns[0]), dtype=np.int64)
-    for column in columns:
-        low, high = int(column.min(initial=0)), int(column.max(initial=0))
-        code = code * (high - low + 1) + column - low
-        if code.max(initial=0) > 2**40:
-            code = np.unique(code, return_inverse=True)[1]
-    if (size := int(code.max(initial=0)) + 1) > DENSE * len(code):
-        _, first, which = np.unique(code, return_index=True, return_inverse=True)
-        return first, which
-    # As np.unique, without sorting.
-    first_of = np.full(size, -1)
-    first_of[code[::-1]] = np.arange(len(code))[::-1]  # of equal ones the last to be written stays
-    occurring = np.flatnonzero(first_of >= 0)
-    rank = np.empty(size, dtype=np.int64)
-    rank[occurring] = np.arange(len(occurring))
-    return first_of[occurring], rank[code]
+    return Held(placements, where)
