@@ -360,7 +360,8 @@ class AssembledJobs:
             model=model,
             weights=str(start),
             until=self._epochs[step.rung - 1],
-            teacher=assembled.teacher,
+            # one that was trained here had no time to end: networks soon know better, and it would hold them back
+            teacher=assembled.teacher if self._teaching.has_seen_all else None,
             state=str(self._folders.state(step.number, step.repeat)),
             keep=str(weights) if kept else None,
         )

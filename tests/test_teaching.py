@@ -254,6 +254,14 @@ def test_all_slots_and_blocks_come_before_their_variants(lab):
     assert set(kinds[: len(set(kinds))]) == set(kinds) and len(kinds) > len(set(kinds))
 
 
+def test_a_teacher_that_was_trained_here_does_not_teach_on(lab):
+    own = lab(epochs=9, rungs=2)
+    teaching = own.run(Workers())
+    jobs = AssembledJobs(own.config, own.space, teaching, training_job(own.config, own.dataset, []), TrialFolders(own.folder))
+    _, payload = jobs.job(Step(3, 1), model_yaml(own.space.skeleton, own.space.baseline, 2))
+    assert payload["train"]["teacher"] is None and not jobs.validates
+
+
 def test_rung_0_is_the_assembled_network_and_training_goes_on_from_it(lab):
     own = lab(weights="best.pt", epochs=9, rungs=2)
     teaching = own.run(Workers())
