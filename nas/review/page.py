@@ -43,7 +43,7 @@ def write_html(records: Sequence[Record], summary: RunSummary, path: Path, sensi
         policy=_policy(scripts),
         title=_show(f"{summary.name}: {summary.skeleton} on {summary.data}"),
         lead=_show(f"{size} on the front · {summary.measured_on} · {summary.limits}"),
-        meaning=_show(summary.meaning),
+        meaning=_show(summary.meaning, 2000),
         style=_STYLE,
         note=_show(note),
         front=_front_table(records, summary),

@@ -96,8 +96,10 @@ def test_what_has_been_seen_is_not_compared(make_run, tmp_path):
     rows = {word: next(row for row in text.splitlines() if word in row) for word in ("knee", "best")}
     assert "on val" in text and "-0.010, 0.50x" in rows["knee"] and "The teacher has seen it." in " ".join(text.split())
     assert "+0." not in rows["best"] and "-0." not in rows["best"]
-    write_html(records, replace(run.summary, seen="The teacher has seen it. "), tmp_path / "page.html")
+    said = "The teacher has seen it. " + 9 * "Nothing is claimed of mAP on the held-out part. "
+    write_html(records, replace(run.summary, seen=said), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
+    assert "The teacher has seen it." in page and "…" not in page.split("</header>")[0].split("<header>")[1]
     assert "<th>on val</th>" in page and "<td>0.290</td>" in page
     write_csv(records, tmp_path / "trials.csv")
     assert [row["val"] for row in csv.DictReader((tmp_path / "trials.csv").open())][:3] == ["0.3", "", "0.29"]
