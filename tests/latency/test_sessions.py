@@ -244,7 +244,7 @@ def test_price_of_a_model(model_of_blocks: dict) -> None:
     one, two = (work.price(payload | {"imgsz": imgsz}, 0, reported) for imgsz in (IMGSZ, 2 * IMGSZ))
     assert set(one) == {
         *("ms", "low", "high", "p90", "spread", "runs", "cpu_ms", "rough", "noisy", "throttled"),
-        *("params", "gmacs", "size_mb", "memory_mb", "source", "end2end"),
+        *("params", "gmacs", "size_mb", "memory_mb", "source", "end2end", "measured_on"),
     }
     assert 0 <= one["low"] <= one["ms"] <= one["high"] and one["ms"] <= one["p90"] and one["spread"] >= 0
     assert (one["source"], one["end2end"]) == ("measured", False) and one["cpu_ms"] > 0

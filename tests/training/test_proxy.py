@@ -65,7 +65,7 @@ def test_it_learns(rectangles: Rectangles) -> None:
     seen: list[Progress] = []
     outcome = trained(model_of(), rectangles(48, 64, 0), 10, seen.append, held_out=rectangles(24, 64, 1))
     assert isinstance(outcome, Outcome)
-    assert outcome.map > 0.25 and outcome.map50 > outcome.map  # three seeds gave 0.40 to 0.43
+    assert outcome.map > 0.1 and outcome.map50 > outcome.map  # 13 trainings on two processors gave 0.18 to 0.48
     assert outcome.loss_curve[-1] < outcome.loss_curve[0]
     assert [p.epoch for p in seen] == list(range(1, 11)) and seen[-1].loss == outcome.loss_curve[-1]
 
