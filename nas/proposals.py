@@ -74,7 +74,7 @@ class Proposals:
         self.open_again: set[int] = set()
         self.outlook: Outlook | None = None
         self._front: FrontSampler | None = None
-        self._lifts: list[Lift] = []
+        self._above = [Lift(0.0, 0.0)]  # by how much a result of each rung is below one of the highest
         self._looked = 0
 
     def sampler(self, number: int, fixed: Architecture | None = None) -> BaseSampler:
@@ -89,7 +89,8 @@ class Proposals:
             earlier = self._knowledge.earlier(self._prior) if self._prior else None
             self._front = FrontSampler(candidates, frame, self._config.seed, result=self._result, prior=earlier)
         self._front.frame = frame
-        self._lifts = lifts([entry.results for entry in self._store.entries if len(entry.results) > 1])
+        steps = lifts([entry.results for entry in self._store.entries if len(entry.results) > 1])
+        self._above = [Lift.of(steps[rung:]) for rung in range(len(steps) + 1)]
         return self._front
 
     def look(self, trainings: float) -> None:
@@ -106,9 +107,8 @@ class Proposals:
     def _result(self, trial: FrozenTrial) -> tuple[float, float]:
         """What a trial would have at the highest rung that any has reached, and the doubt of it."""
         entry = self._store[trial.number]
-        missing = self._lifts[len(entry.results) - 1 :]
-        accuracy = min(1.0, max(0.0, entry.map + sum(lift.rise for lift in missing)))
-        return accuracy, math.sqrt(sum(lift.doubt**2 for lift in missing))
+        missing = self._above[len(entry.results) - 1]
+        return min(1.0, max(0.0, entry.map + missing.rise)), missing.doubt
 
 
 class SpaceKnowledge:
@@ -169,6 +169,11 @@ class Lift:
 
     rise: float
     doubt: float
+
+    @classmethod
+    def of(cls, steps: Sequence[Lift]) -> Lift:
+        """Over several rungs."""
+        return cls(sum(step.rise for step in steps), math.sqrt(sum(step.doubt**2 for step in steps)))
 
 
 def lifts(climbs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Lift]:

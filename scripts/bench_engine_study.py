@@ -79,6 +79,7 @@ class TrivialJobs:
     """Trainings of one rung."""
 
     shares: tuple[float, ...] = ()
+    validates = False
 
     def refusal(self, _architecture: Architecture) -> str | None:
         return None

@@ -73,7 +73,8 @@ class Entry:
     @property
     def map(self) -> float:
         """Mean of `maps`. Raises ZeroDivisionError before the first rung."""
-        return sum(self.maps) / len(self.maps)
+        maps = self.maps
+        return sum(maps) / len(maps)
 
     @property
     def seconds(self) -> float:

@@ -25,7 +25,7 @@ Rows = NDArray[np.intp]
 BOLDNESS = 1.5  # on the model's deviations: it takes its most probable hyperparameters for the true ones
 COARSE, FITTED, KEPT = 64, 200, 600  # results that the coarse model, the hyperparameters and the full model are given
 EVERY_FIT = 64  # up to so many results hyperparameters are fitted at each, then at every eighth of a power of two
-SHORTLIST = 500  # candidates that a coarse model shows to the full one
+SHORTLIST = 250  # candidates that a coarse model shows to the full one
 PART = 500  # candidates that a model looks at together: the arrays for these stay in the processor's cache
 # An earlier search's log errors are off by about so much on other data; what this says counts as so many results.
 PRIOR_DOUBT, PRIOR_COUNT = 0.1, 2

@@ -40,6 +40,11 @@ Latency = Callable[[Codes], tuple[Floats, Floats, Floats]]
 class Candidates(Protocol):
     """What may be proposed. A candidate is a row of `codes`, whatever these mean to its maker."""
 
+    @property
+    def enough(self) -> int:
+        """So many candidates that may hold the limit are enough for one proposal."""
+        ...
+
     def code(self, trial: FrozenTrial) -> Codes | None:
         """What a trial evaluates; None for a trial that is none of these."""
         ...
@@ -161,14 +166,15 @@ class FrontSampler(BaseSampler):
 
     def _looked_at(self, codes: Codes, rng: np.random.Generator) -> tuple[Codes, Points]:
         """Of many candidates, random ones: as many that may hold the limit as one proposal considers, no latencies beyond."""
-        if len(codes) <= LOOKED_AT:
+        enough = self._candidates.enough
+        if len(codes) <= enough:
             return codes, self._points(codes)
         codes = codes[rng.permutation(len(codes))]
         latency: list[Floats] = []  # each (3, part)
         looked = usable = 0
-        while looked < len(codes) and usable < LOOKED_AT:
+        while looked < len(codes) and usable < enough:
             share = max(usable / looked, LEAST_SHARE) if looked else 1.0
-            part = codes[looked : looked + math.ceil(MORE * (LOOKED_AT - usable) / share)]
+            part = codes[looked : looked + math.ceil(MORE * (enough - usable) / share)]
             latency.append(np.array(self._candidates.latency(part)))
             looked += len(part)
             usable += int(np.sum(chance_within(self.frame.limit_ms, *latency[-1]) >= LEAST_CHANCE))
@@ -204,6 +210,8 @@ class TableCandidates:
         params: that draw a row.
         uncertainty: standard deviation of log latency; 0 where it is known exactly.
     """
+
+    enough = LOOKED_AT
 
     def __init__(
         self,
@@ -250,7 +258,8 @@ class SpaceCandidates:
     """
 
     ENUMERATED = 50_000
-    DRAWN, NEAR = 2_000, 2_000  # of a larger one, random ones and the front's neighbours; `choose` goes on to others
+    DRAWN, NEAR = 4_000, 1_000  # of a larger space, random ones and neighbours of the front
+    SAMPLED = 2_000  # of these, so many that may hold the limit; `choose` goes on from there
 
     def __init__(
         self,
@@ -263,6 +272,14 @@ class SpaceCandidates:
         self._extra = extra
         self._codes, self._latency, self._imgsz, self._architecture = codes, latency, imgsz, architecture
         self._known: dict[int, tuple[Architecture, Codes]] = {}
+
+    @property
+    def enough(self) -> int:
+        return LOOKED_AT if self._listed else self.SAMPLED
+
+    @property
+    def _listed(self) -> bool:
+        return self._codes.space.size <= self.ENUMERATED
 
     def code(self, trial: FrozenTrial) -> Codes | None:
         architecture = self._architecture(trial)
@@ -277,7 +294,7 @@ class SpaceCandidates:
         return self._codes.params(code)
 
     def pool(self, seen: Collection[bytes], front: Codes, rng: np.random.Generator) -> Codes:
-        if self._codes.space.size <= self.ENUMERATED:
+        if self._listed:
             found = self._codes.all()
         else:
             near = [self._codes.neighbours(code) for code in front]

@@ -213,12 +213,14 @@ def scaled(errors: Floats) -> tuple[Floats, float, float]:
 def kernel(form: Form, theta: Floats, a: Inputs, b: Inputs) -> Floats:
     """Covariance (rows of a, rows of b) without noise, in the model's scale."""
     scale, shrink = np.exp(theta[form.effects]), np.exp(-theta[form.split + form.points])
-    left, near = a.effects * scale, a.points * shrink
-    right, far = (left, near) if b is a else (b.effects * scale, b.points * shrink)  # x @ x.T takes half the time
-    result = _matern(_squares(near, far))
+    near, left = a.points * shrink, a.effects * scale
+    if b is a:  # x @ x.T takes half the time
+        result, linear = _matern(_squares(near, near)), left @ left.T
+    else:
+        result, linear = _matern(_squares(near, b.points * shrink)), (left * scale) @ b.effects.T
     result *= math.exp(2 * theta[-2])
     result += OFFSET**2
-    result += left @ right.T
+    result += linear
     return result
 
 
