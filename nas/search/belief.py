@@ -23,7 +23,7 @@ from nas.space.features import Features
 Rows = NDArray[np.intp]
 
 BOLDNESS = 1.5  # on the model's deviations: it takes its most probable hyperparameters for the true ones
-COARSE, FITTED, KEPT = 64, 200, 600  # results that the coarse model, the hyperparameters and the full model are given
+COARSE, FITTED, KEPT = 64, 200, 400  # results that the coarse model, the hyperparameters and the full model are given
 EVERY_FIT = 64  # up to so many results hyperparameters are fitted at each, then at every eighth of a power of two
 SHORTLIST = 250  # candidates that a coarse model shows to the full one
 PART = 500  # candidates that a model looks at together: the arrays for these stay in the processor's cache

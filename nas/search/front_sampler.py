@@ -259,7 +259,7 @@ class SpaceCandidates:
 
     ENUMERATED = 50_000
     DRAWN, NEAR = 4_000, 1_000  # of a larger space, random ones and neighbours of the front
-    SAMPLED = 2_000  # of these, so many that may hold the limit; `choose` goes on from there
+    SAMPLED = 1_000  # of these, so many that may hold the limit; `choose` goes on from there
 
     def __init__(
         self,

@@ -167,10 +167,10 @@ def test_the_work_of_a_proposal_does_not_grow_with_results_and_pool(monkeypatch)
     for results in (1000, 4000):
         entries.clear()
         choose(points[4000:], done[:results], nothing, frame, 0, results, known, around=lambda _: points[:1300])
-        assert max(entries) <= 600 * 600
+        assert max(entries) <= 400 * 400
         works.append(sum(entries))
     looks = [10_000, *[1300] * STEPS]
-    assert max(works) <= sum(64 * look + 600 * 500 for look in looks) + 600**2 + 64**2
+    assert max(works) <= sum(64 * look + 400 * 250 for look in looks) + 400**2 + 64**2
 
 
 def test_a_better_neighbour_is_gone_on_to():
