@@ -66,7 +66,7 @@ def test_it_learns(rectangles: Rectangles) -> None:
     outcome = trained(model_of(), rectangles(48, 64, 0), 10, seen.append, held_out=rectangles(24, 64, 1))
     assert isinstance(outcome, Outcome)
     assert outcome.map > 0.1 and outcome.map50 > outcome.map  # 13 trainings on two processors gave 0.18 to 0.48
-    assert outcome.loss_curve[-1] < outcome.loss_curve[0]
+    assert outcome.loss_curve[-1] < 0.8 * max(outcome.loss_curve)  # it rises at first, as boxes begin to be found
     assert [p.epoch for p in seen] == list(range(1, 11)) and seen[-1].loss == outcome.loss_curve[-1]
 
 
