@@ -15,5 +15,6 @@ def test_a_driver_of_its_own_and_one_inside_its_cluster(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == common | {
         "inside": common,
         "still mine": {"quiet": False},
-        "doomed": "3 Ray actors in a row ended before they were ready",
+        "doomed": "3 Ray actors in a row ended before they were ready: "
+        "ModuleNotFoundError: No module named 'nas.execution'; 'nas' is not a package",
     }

@@ -40,9 +40,16 @@ def stands(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def helper_of(pid: int) -> int:
-    (found,) = (child for child in psutil.Process(pid).children() if any(word.endswith("still.py") for word in child.cmdline()))
-    return found.pid
+def helpers_of(pid: int) -> list[int]:
+    """Living ones: one that has ended has no command line."""
+    return [each.pid for each in psutil.Process(pid).children() if any(word.endswith("still.py") for word in words_of(each))]
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []
 
 
 def test_who_is_minded_stands_still_as_long_as_that_is_so(two: list[int]) -> None:
@@ -58,8 +65,9 @@ def test_who_is_minded_stands_still_as_long_as_that_is_so(two: list[int]) -> Non
         wait_until(lambda: not stands(other), "all go on")
         still.hold(True)
         wait_until(lambda: stands(other), "it stands still")
-        os.kill(helper := helper_of(os.getpid()), signal.SIGKILL)
-        wait_until(lambda: not alive(helper) and helper_of(os.getpid()) != helper and stands(other), "another helper stops it")
+        (helper,) = helpers_of(os.getpid())
+        os.kill(helper, signal.SIGKILL)
+        wait_until(lambda: not alive(helper) and helpers_of(os.getpid()) != [] and stands(other), "another helper stops it")
     wait_until(lambda: not stands(other), "all go on")
 
 
@@ -69,7 +77,7 @@ def test_who_stands_still_goes_on_when_its_holder_is_killed(two: list[int]) -> N
     )
     assert holder.stdout and holder.stdout.readline() == "held\n"
     wait_until(lambda: all(map(stands, two)), "both stand still")
-    helper = helper_of(holder.pid)
+    (helper,) = helpers_of(holder.pid)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # as a whole group gets them
         os.kill(helper, number)
     assert all(map(stands, two)) and alive(helper)
