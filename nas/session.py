@@ -68,7 +68,13 @@ def run_session(
         NasError: see `Study.run`; also when the folder is in use or can no longer be written. The store keeps whatever
             had ended by then, and the result files are written where that is still possible.
     """
-    with folders.locked(folder), writing(folder), _log_file(folder / "search.log"), _opened(folder, config) as store:
+    with (
+        terminable(),
+        folders.locked(folder),
+        writing(folder),
+        _log_file(folder / "search.log"),
+        _opened(folder, config) as store,
+    ):
         folders.write_config(folder, config, command)
         space = read_space(folder / "space.yaml")
         if prior:
@@ -107,9 +113,13 @@ def run_session(
 
         with _keeping_results(folder, store, tables):
             store.put_fact("stopped_because", None)
-            with contextlib.closing(open_executor(config, folder)) as executor, progress:
+            with progress, contextlib.ExitStack() as resources:
                 for note in notes:
                     progress.say(note)
+                if config.address:
+                    lane = " and for the host that measures latency" if config.lane else ""
+                    tell(f"waits for a worker{lane} at {config.address}")
+                executor = resources.enter_context(contextlib.closing(open_executor(config, folder)))
                 if config.weights is not None and not config.imitate:
                     model = model_yaml(space.skeleton, space.baseline, dataset.nc)
                     fitting, seconds = try_weights(WeightsJob(model, config.weights, blocks), executor, folder)
@@ -241,6 +251,19 @@ def open_executor(config: RunConfig, folder: Path) -> Executor:
 
     workers = worker_environment(config.workers, config.device, gpus_per_trial=config.gpus_per_trial)
     return Watched(LocalExecutor(workers, lane, folder / "workers"))
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends what runs as Ctrl-C does, by an exception: results are written, workers are ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import csv
 import json
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -196,6 +197,16 @@ def test_whichever_signal_comes_second_ends_a_search_now(first, second):
         signal.raise_signal(second)
     assert study.count == 1
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_who_is_terminated_before_anything_runs_says_so(run, monkeypatch):
+    """A batch system does that to a search that waits for its cluster."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Instant, "__init__", lambda *_: signal.raise_signal(signal.SIGTERM))
+    run(good)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with closing(Store(run.folder, create=False)) as store:
+        assert store.fact("stopped_because") == "interrupted"
 
 
 def test_a_search_that_was_killed_ends_at_no_time(run):

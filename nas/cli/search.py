@@ -36,7 +36,9 @@ ALSO_SIMULATED = {"budget", "max_latency", "rungs", "confirm", "stop_when_flat",
     "--gpus-per-trial", type=float, default=1.0, show_default=True, help="0.25: four trials share a GPU; 2: each has two."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--executor", default="local", show_default=True, help="local (processes of this host) or ray.")
+@click.option(
+    "--executor", default="local", show_default=True, help="local (processes of this host) or ray; an --address means ray."
+)
 @click.option("--address", help="Train on this Ray cluster: auto (of this host), HOST:PORT or ray://HOST:PORT.")
 @click.option(
     "--imitate/--from-scratch",

@@ -5,6 +5,7 @@ python driver.py FOLDER
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,10 @@ def doomed(folder: Path) -> str | None:
 
 
 folder = Path(sys.argv[1])
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 executor = RayExecutor(WORKER, WORKER, folder, workers=1, cores=0, address=os.environ.get("RAY_ADDRESS"))
 seen = {
+    "term": signal.getsignal(signal.SIGTERM) == signal.default_int_handler,
     "told": end_of(executor, Attempt("a", "attempts:shout")).data,
     "dashboard": ray.init(ignore_reinit_error=True, logging_level="ERROR").dashboard_url,
     "usage": os.environ["RAY_USAGE_STATS_ENABLED"],

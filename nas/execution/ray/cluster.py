@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ class Cluster:
         self._owned, self.shared = not ray.is_initialized(), address is not None
         door = door_of(address) if address is not None else None
         if self._owned:
-            with _explained(address):
+            with _explained(address), _own_sigterm():
                 _connect(address, door, cores)
         _hush()
         if door is None or not str(address).startswith(CLIENT):
@@ -320,6 +321,17 @@ def _hush() -> None:
     """Ray prints what happens to its nodes on our stdout, whatever it is told; we say it ourselves."""
     worker: Any = importlib.import_module("ray._private.worker")
     worker._worker_logs_enabled = False
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray has SIGTERM end the process at once, without a word: what it did before is kept."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
