@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import statistics
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
@@ -40,6 +41,7 @@ NOISY_HINT = "let the machine come to rest, or resume with --allow-noisy"
 # A machine that was not quiet is left alone for so long before the measurement is repeated, once.
 REPEAT_SECONDS = 20.0
 POLL_SECONDS = 0.5
+RECENT = 9  # measurements that say how long the next one takes
 # Measuring for predictions alone takes at most so much of the lane's time, and of a budget of time.
 CALIBRATION_SECONDS, CALIBRATION_SHARE = 60.0, 0.1
 
@@ -100,6 +102,8 @@ class Prices(Protocol):
     def error(self) -> Error | None: ...
     @property
     def measures(self) -> bool: ...
+    @property
+    def typical_seconds(self) -> float: ...
     def broken(self, price: Price) -> str | None: ...
     def model(self, architecture: Architecture) -> Mapping[str, Any]: ...
     def ask(self, number: int, architecture: Architecture, *, measured: bool = False) -> Price | None: ...
@@ -147,6 +151,7 @@ class Pricing:
         self._table = table
         self._estimator = Estimator(space, config.imgsz, derive(config.seed, 0, "calibration"))
         self._calibrated = 0.0
+        self._measured = deque[float](maxlen=RECENT)
         self._running: dict[str, _Asked] = {}
         self._since: dict[str, float] = {}  # when each of them began
         self._tries: Counter[Architecture] = Counter()
@@ -180,6 +185,11 @@ class Pricing:
     def measures(self) -> bool:
         """Whether the executor's lane measures: not where the latencies are another device's."""
         return self._table is None
+
+    @property
+    def typical_seconds(self) -> float:
+        """How long a measurement has taken lately; 0 before the first."""
+        return statistics.median(self._measured) if self._measured else 0.0
 
     def broken(self, price: Price) -> str | None:
         """Why a price rules its architecture out, if it does: a limit, or that only the other device can tell."""
@@ -282,6 +292,7 @@ class Pricing:
             return None
         asked = self._forget(event.key)
         self._charge(event.seconds)
+        self._measured.append(event.seconds)
         if asked.number is None:
             self._calibrated += event.seconds
         if isinstance(event, Result):

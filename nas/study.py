@@ -49,6 +49,7 @@ EVERYTHING_TRIED = "every architecture of the space was tried"
 NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden, known or pruned"
 INTERRUPTED = "interrupted"
 SPENT = "budget spent"
+OVERDRAWN = 1.02  # share of the budget that nothing goes beyond, not even measuring who is on the front
 PRICED_AHEAD = 1
 
 
@@ -232,12 +233,15 @@ class Study:
             self._stop_running()
             self._pricing.stop(but=self._unsure)
             self._exhausted = self._exhausted or SPENT  # what is stopped may have cost a little less than it seemed
+            if self._ledger.exhausted(self._elapsed, OVERDRAWN):
+                self._leave_unsure()
         return True
 
     @property
     def _wait(self) -> float:
         """How long nothing but news can matter: the budget may end before the next of them."""
-        return max(0.0, min(self._patience, self._ledger.time_left(len(self._running), self._elapsed)))
+        share = OVERDRAWN if self._ledger.exhausted(self._elapsed) else 1.0
+        return max(0.0, min(self._patience, self._ledger.time_left(len(self._running), self._elapsed, share)))
 
     def _wants_more(self) -> bool:
         """Whether to propose now: nothing says stop, the lane is free, little waits, and the budget has room."""
@@ -250,6 +254,7 @@ class Study:
         devices = self._ledger.cost(self._config.workers) if self._ledger.budget.kind == "wall" else 1
         front, validates = self._folders.front, self._jobs.validates
         reserve = self._climb.reserve(front, self._ledger.budget.amount, devices, validates=validates)
+        reserve += len(self._unsure) * self._pricing.typical_seconds
         return self._ledger.fits(self._elapsed, waiting, fresh=self._running.fresh, reserve=reserve)
 
     @property
@@ -265,7 +270,8 @@ class Study:
     def _settle(self) -> bool:
         """Measure a trained architecture that a prediction has brought to the front; whether one is being measured.
 
-        So nobody's place on the front is predicted; what a measured trial dominates even at its best needs no measurement.
+        So nobody's place on the front is predicted, unless the budget is far too short for it; what a measured trial dominates
+        even at its best needs no measurement.
         """
         while self._unsure:
             entry = max((self._store[number] for number in self._unsure), key=lambda e: (e.map, -e.number))
@@ -279,6 +285,14 @@ class Study:
                 return True
             self._settled(entry.number, known)
         return False
+
+    def _leave_unsure(self) -> None:
+        """No more can be measured: who was predicted to be on the front is, and a larger budget measures it first."""
+        self._pricing.stop(but=())
+        for number in sorted(self._unsure):
+            log.warning("trial %d: its latency stays predicted: the budget has ended", number)
+            self._folders.ended(self._store[number], feasible=True)
+        self._unsure.clear()
 
     def _settled(self, number: int, price: Mapping[str, Any]) -> None:
         """A trained architecture was predicted and is measured now, or measured again."""

@@ -805,6 +805,18 @@ def test_predictions_spare_measurements_and_nobody_reaches_the_front_by_one(make
             assert not kept  # the executor in memory writes none: nothing is left behind either
 
 
+@pytest.mark.parametrize("kind", ["gpu-s", "s"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_front_is_settled_within_the_budget(make_lab, kind, workers):
+    """What is predicted and stands on the front is measured before the budget ends; what is not has to wait for more of it."""
+    lab = make_lab(MEDIUM, budget=f"700{kind}")
+    lab.run(PatientExecutor(lab.clock, workers=workers, seconds=lambda model: 20.0))
+    limit = Budget.parse(f"700{kind}")
+    assert 0.9 * limit.amount < Ledger(limit, lab.store, clock=lab.clock).used() <= 1.02 * limit.amount
+    lab.run(PatientExecutor(lab.clock, workers=workers, seconds=lambda model: 20.0), budget=f"900{kind}")
+    assert {lab.store[record.trial].price["source"] for record in front_of(lab.records())} == {"measured"}
+
+
 def test_a_calibration_uses_the_idle_lane_and_its_share_of_the_budget(make_lab):
     """Measured for predictions alone: at most a tenth of the time, and never while a worker waits for a proposal."""
     lab = make_lab(MEDIUM, budget="200s")

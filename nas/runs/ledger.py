@@ -92,16 +92,17 @@ class Ledger:
         ahead = sum(max(0.0, typical - self.cost(elapsed)) for elapsed in running) + typical * waiting + own
         return self.device_seconds(running) + ahead + reserve <= self.budget.amount
 
-    def exhausted(self, running: Sequence[float]) -> bool:
-        """Whether the budget is used up, so that running attempts must end too."""
-        return self.budget.kind != "trials" and self.used(running) >= self.budget.amount - ROUNDING
+    def exhausted(self, running: Sequence[float], share: float = 1.0) -> bool:
+        """Whether the budget, or a `share` of it, is used up, so that running attempts must end too."""
+        return self.budget.kind != "trials" and self.used(running) >= share * self.budget.amount - ROUNDING
 
-    def time_left(self, attempts: int, running: Sequence[float]) -> float:
-        """Seconds until the budget is used up, if nothing but so many running attempts (seconds each so far) use it."""
+    def time_left(self, attempts: int, running: Sequence[float], share: float = 1.0) -> float:
+        """Seconds until a `share` of the budget is used up, if nothing but so many running attempts (seconds each so far) use
+        it."""
         rate = self.cost(attempts) + bool(self.measuring()) if self.budget.kind == "device" else 1
         if self.budget.kind == "trials" or not rate:
             return math.inf
-        return (self.budget.amount - self.used(running)) / rate
+        return (share * self.budget.amount - self.used(running)) / rate
 
     def ends_in(self, workers: int, running: Sequence[float]) -> float | None:
         """Seconds until the budget is used up, if it goes on as it has gone; None as long as nobody can tell."""

@@ -79,7 +79,7 @@ class TableLatencies:
     """`nas.pricing.Prices`: the latency of every row is known at once."""
 
     measures, busy, under_way, error = False, False, False, None
-    elapsed = 0.0
+    elapsed = typical_seconds = 0.0
 
     def __init__(self, space: TableSpace, limits: Limits, target: str) -> None:
         self._space, self._limits, self._target = space, limits, target
