@@ -112,6 +112,7 @@ class Prices(Protocol):
     def remember(self, architecture: Architecture) -> None: ...
     def repeat(self) -> None: ...
     def stop(self, but: Container[int]) -> None: ...
+    def save(self) -> None: ...
     def calibrate(self) -> None: ...
     def owns(self, event: Event) -> bool: ...
     def take(self, event: Event) -> Priced | Unpriced | None: ...
@@ -154,6 +155,7 @@ class Pricing:
         self._measured = deque[float](maxlen=RECENT)
         self._running: dict[str, _Asked] = {}
         self._since: dict[str, float] = {}  # when each of them began
+        self._charged: dict[str, float] = {}  # and what was charged for it
         self._tries: Counter[Architecture] = Counter()
         self._again: tuple[_Asked, float] | None = None  # what is to be measured again, and when
         self._keys = itertools.count()
@@ -172,7 +174,7 @@ class Pricing:
     @property
     def elapsed(self) -> float:
         """Seconds that what is under way has run, not charged yet."""
-        return sum(self._clock() - self._since[key] for key in self._running)
+        return sum(self._clock() - self._since[key] - self._charged.get(key, 0.0) for key in self._running)
 
     @property
     def error(self) -> Error | None:
@@ -265,12 +267,22 @@ class Pricing:
             self._again = None
         for key, asked in list(self._running.items()):
             if asked.number not in but:
-                self._forget(key)
-                self._charge(self._executor.stop(key))
+                self._end(key, self._executor.stop(key))
 
-    def _forget(self, key: str) -> _Asked:
-        del self._since[key]
+    def save(self) -> None:
+        """Charge what is under way for the time that it has run: whoever is killed now loses none of it."""
+        for key in self._running:
+            self._charge_to(key, self._clock() - self._since[key])
+
+    def _end(self, key: str, seconds: float) -> _Asked:
+        """A job has ended, after so many seconds."""
+        self._charge_to(key, seconds)
+        del self._since[key], self._charged[key]
         return self._running.pop(key)
+
+    def _charge_to(self, key: str, seconds: float) -> None:
+        self._charge(seconds - self._charged.get(key, 0.0))
+        self._charged[key] = seconds
 
     def calibrate(self) -> None:
         """Give an idle lane something to measure that makes predictions better, as long as that is worth its time."""
@@ -290,8 +302,7 @@ class Pricing:
         if isinstance(event, Progress):
             self._since[event.key] = self._clock() - event.seconds  # its process may have had to start first
             return None
-        asked = self._forget(event.key)
-        self._charge(event.seconds)
+        asked = self._end(event.key, event.seconds)
         self._measured.append(event.seconds)
         if asked.number is None:
             self._calibrated += event.seconds
@@ -364,8 +375,7 @@ class Pricing:
             wait()
             for event in self._executor.poll(POLL_SECONDS):
                 if event.key == key and not isinstance(event, Progress):
-                    self._forget(key)
-                    self._charge(event.seconds)
+                    self._end(key, event.seconds)
                     return event
 
     def _recall(self, architecture: Architecture) -> Price | None:

@@ -136,15 +136,14 @@ class Study:
         try:
             self._resume()
             if not self._within_reach:
-                self._pricing.probe(self._watch)
+                self._pricing.probe(self._look)
             if self._prepare is not None and not self._stopping:
                 self._prepare(self._enter, lambda: self._stopping is not None)
             self._enter("explore")
             if len(self._store) == 0:
                 self._propose(self._space.baseline)
             while self._step():
-                self._save_clock()
-                self._watch()
+                self._look()
             if not self._stopping:
                 self._folders.settle()
         finally:
@@ -158,6 +157,9 @@ class Study:
     def _enter(self, phase: str) -> None:
         if not self._stopping:
             self._phase = phase
+        self._look()
+
+    def _look(self) -> None:
         self._save_clock()
         self._watch()
 
@@ -534,10 +536,11 @@ class Study:
         self._compare(self._store[number])
 
     def _save_clock(self) -> None:
-        """kill -9 takes no leave: it costs the wall clock a few seconds at most."""
+        """kill -9 takes no leave: it costs the wall clock and the lane's a few seconds at most."""
         now = self._clock()
         if now - self._saved >= HEARTBEAT_SECONDS:
             self._saved = now
+            self._pricing.save()
             self._ledger.save()
 
     def _losses(self, number: int) -> int:

@@ -43,6 +43,7 @@ from nas.search.front import front_indices
 from nas.space.architecture import model_yaml
 from nas.space.reader import read_space
 from nas.study import MAX_ATTEMPTS, Study
+from nas.under_way import HEARTBEAT_SECONDS
 
 NC = 3
 SPACE = """
@@ -637,6 +638,22 @@ def test_what_is_being_measured_counts_and_ends_with_the_budget(make_lab, budget
     assert 0.9 * limit.amount < used <= 1.02 * limit.amount
     assert lab.run(lab.executor(), budget="1000trials") == EVERYTHING
     assert set(lab.names("done")) == lab.all()
+
+
+@pytest.mark.parametrize("limit", [None, 1000.0])  # with one, the first measurement is a probe
+def test_a_measurement_is_charged_while_it_runs(make_lab, limit):
+    """Whoever is killed in the middle has paid for it but for the last seconds."""
+    lab = make_lab(max_latency_ms=limit)
+    began = lab.clock.now
+
+    def killed(study: Study) -> None:
+        if lab.clock.now > began + 20:
+            raise CrashError(0)
+
+    with pytest.raises(CrashError):
+        lab.run(PatientExecutor(lab.clock), killed)
+    ran = lab.clock.now - began
+    assert 20 < ran < 25 and ran - HEARTBEAT_SECONDS - 1 <= lab.store.seconds("lane") <= ran
 
 
 def test_time_that_the_budget_took_away_is_no_loss(make_lab):

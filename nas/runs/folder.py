@@ -33,7 +33,7 @@ from nas.storage import masked
 
 RESULTS = Path("results")
 BLOCKS = "blocks"
-_PACKAGES = ("torch", "torchvision", "ultralytics", "optuna", "ray", "onnx", "onnxruntime", "numpy")
+_PACKAGES = ("yolo-placement-search", "torch", "torchvision", "ultralytics", "optuna", "ray", "onnx", "onnxruntime", "numpy")
 
 
 def new_folder(name: str | None, results: Path = RESULTS) -> Path:

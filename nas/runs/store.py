@@ -116,7 +116,9 @@ class Store:
                 raise InputError(f"{place}: cannot be used: {reason}", "" if place is None else place.cure) from error
             if found != VERSION:
                 what = f"{place}: written by version {found} of the store, this is {VERSION}"
-                raise InputError(what, "use the nas that wrote it")
+                older = "go on with the nas that wrote it, which manifest.json names"
+                cure = f"{older}; or begin anew: latencies that were measured are known to a new search"
+                raise InputError(what, cure)
             undo.pop_all()
         self._memory = optuna.create_study(directions=DIRECTIONS)
         self._memory.add_trials(trials)

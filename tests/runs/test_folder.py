@@ -84,7 +84,7 @@ def test_config_and_manifest_read_back(tmp_path):
     write_manifest(tmp_path, "0f", ("ü",), {"target": "cpu"})
     manifest = read_manifest(tmp_path)
     assert manifest["classes"] == ["ü"]
-    assert {"torch", "optuna", "ultralytics"} <= set(manifest["versions"])
+    assert {"yolo-placement-search", "torch", "optuna", "ultralytics"} <= set(manifest["versions"])
 
 
 def test_a_space_is_copied_with_its_own_skeleton(tmp_path):
