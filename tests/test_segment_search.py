@@ -15,6 +15,7 @@ from nas.space.architecture import Architecture, model_yaml
 from nas.space.skeleton import read_skeleton
 from nas.yolo.build import build
 
+pytestmark = pytest.mark.slow
 CLI = [sys.executable, "-c", "from nas.cli import main; main()"]
 SPACE = "skeleton: {}.yaml\nslots:\n  backbone.P4: {{block: repvit}}\n  neck.topdown.P3: {{block: irmb, width: 0.5}}\n"
 SMALL = ["--space", "space.yaml", "--imgsz", "64", "--epochs", "1", "--workers", "1", "--allow-noisy"]
@@ -71,7 +72,6 @@ def test_masks_are_what_a_segmentation_search_ranks_by(run: Path) -> None:
     assert yaml.safe_load(winner)["head"][-1][2] == "Segment"
 
 
-@pytest.mark.slow
 def test_kept_layers_start_from_the_checkpoint_and_replaced_ones_do_not(run: Path, home: Path) -> None:
     skeleton = read_skeleton("yolo11n-seg.yaml")
     stock = build(model_yaml(skeleton, Architecture(skeleton.name), 8)).state_dict()
@@ -91,7 +91,6 @@ def test_kept_layers_start_from_the_checkpoint_and_replaced_ones_do_not(run: Pat
     assert config["weights"] == str(home / "best.pt")
 
 
-@pytest.mark.slow
 def test_a_checkpoint_that_changed_is_refused_on_resume(run: Path, home: Path) -> None:
     whole = (home / "best.pt").read_bytes()
     try:

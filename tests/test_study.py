@@ -920,7 +920,9 @@ def test_a_limit_that_a_table_puts_out_of_reach_ends_before_any_training(make_la
     assert executor.trained == []
 
 
-@pytest.mark.parametrize(("workers", "sampler"), [(1, "random"), (4, "random"), (2, "front")])
+@pytest.mark.parametrize(
+    ("workers", "sampler"), [(1, "random"), pytest.param(4, "random", marks=pytest.mark.slow), (2, "front")]
+)
 def test_trials_climb_the_rungs_and_the_front_is_of_those_at_the_top(make_lab, workers, sampler):
     """Far fewer get to the top than begin; nothing is trained twice to one rung; nothing waits when the search has ended."""
     lab = make_lab(WIDE, epochs=9, rungs=3, budget="60trials", workers=workers, sampler=sampler)
@@ -951,6 +953,7 @@ def test_few_trials_are_promoted_in_the_end(make_lab):
     assert {e.number for e in ranked if e.state == "done"} == front | {0} and len(ranked) == 5
 
 
+@pytest.mark.slow
 def test_a_search_on_rungs_that_is_killed_ends_alike(make_lab):
     """The end of the process at any call: each trial has its results once, and the front is the same."""
 

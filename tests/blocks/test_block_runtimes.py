@@ -161,6 +161,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_no_block_holds_a_matrix_of_all_pairs_of_pixels():
     """Peak memory of a forward and backward pass over 80 x 80 pixels; attention written out shows that this measures it."""
     pairs = 4 * 80**4

@@ -44,7 +44,7 @@ def shared(tmp_path: Path, name: str) -> dict[str, Any]:
     return asdict(job)
 
 
-@pytest.mark.parametrize("name", ["yolo11n.yaml", "yolo11n-seg.yaml"])
+@pytest.mark.parametrize("name", ["yolo11n.yaml", pytest.param("yolo11n-seg.yaml", marks=pytest.mark.slow)])
 def test_from_a_teacher_to_a_network_that_trains_on(tmp_path: Path, name: str) -> None:
     """Blocks learn, a network with narrower slots is assembled, scored and kept, and a proxy training goes on from it."""
     skeleton, base = read_skeleton(name), shared(tmp_path, name)

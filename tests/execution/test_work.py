@@ -133,6 +133,7 @@ def test_out_of_memory_on_several_devices(job: TrainJob, monkeypatch: pytest.Mon
     assert len(seen) == 3
 
 
+@pytest.mark.slow
 def test_two_devices_train_what_one_trains(job: TrainJob, tmp_path: Path) -> None:
     """Through the processes that GPUs have, on CPUs; and whatever number of them takes a training up goes on with it."""
     dtype = tmp_path / "precision" / f"{precision._stamp(torch.device('cpu'))}.json"
@@ -178,6 +179,7 @@ def test_equal_seeds_repeat_and_others_do_not(job: TrainJob) -> None:
     assert 0 <= first["map"] <= first["map50"] <= 1 and first["epochs"] == 2 and first["box_map"] == first["map"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_where_training_starts(job: TrainJob, tmp_path: Path) -> None:
     torch.manual_seed(3)
     YOLO("yolo11n.yaml").save(tmp_path / "stock.pt")

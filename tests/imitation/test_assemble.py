@@ -73,7 +73,7 @@ class Masked(nn.Module):
         ),
     ],
 )
-@pytest.mark.parametrize("width", [0.5, 1.5])
+@pytest.mark.parametrize("width", [0.5, pytest.param(1.5, marks=pytest.mark.slow)])
 def test_slicing_equals_masking(name: str, width: float) -> None:
     """Every slot in turn writes half of its channels, or half of them twice."""
     yaml, teacher = trained(name)

@@ -32,7 +32,7 @@ def saved(folder: Path, yaml: dict[str, Any], names: tuple[str, ...] = NAMES) ->
     return folder / "some model.pt"
 
 
-@pytest.mark.parametrize("name", ["yolo11n.yaml", "yolo26n-seg.yaml"])
+@pytest.mark.parametrize("name", ["yolo11n.yaml", pytest.param("yolo26n-seg.yaml", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("names", [NAMES, ()])  # without names, a checkpoint numbers its classes
 def test_a_trained_skeleton_is_a_teacher(tmp_path: Path, name: str, names: tuple[str, ...]) -> None:
     yaml = yaml_of(name)

@@ -123,7 +123,7 @@ def test_a_session_computes_masks_too(kind: str) -> None:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("name", ["yolov10n.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize("name", [pytest.param("yolov10n.yaml", marks=pytest.mark.slow), "yolo26n.yaml"])
 def test_a_head_that_picks_its_boxes_is_timed_to_the_end(kind: str, name: str) -> None:
     skeleton = read_skeleton(name)
     torch.manual_seed(0)
@@ -157,6 +157,7 @@ def test_rows_are_those_of_the_model_and_take_the_time_that_it_takes(model: nn.M
     assert 0.01 < sum(rows.values()) / statistics.median(times) < 100  # milliseconds, on however busy a machine
 
 
+@pytest.mark.slow
 @EVERY_KIND
 def test_a_wide_row_takes_its_share(kind: str) -> None:
     skeleton = read_skeleton("yolo11n.yaml")
@@ -183,7 +184,7 @@ def test_one_thread_is_one_thread(kind: str) -> None:
     assert (time.process_time() - cpu) / (time.perf_counter() - wall) < 1.2
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_thread_numbers_reach_the_runtimes(threads: int) -> None:
     def reached(kind: str) -> Session:
         return opened(plain(), kind, threads=threads)
@@ -266,6 +267,7 @@ def test_an_unstable_latency_is_refused_in_words_that_a_search_knows(
         work.price(payload, 0, lambda _: None)
 
 
+@pytest.mark.slow
 def test_a_real_figure_is_of_the_right_order(model: nn.Module) -> None:
     target = Target("cpu:onnxruntime", imgsz=(IMGSZ, IMGSZ))
     latencies = repeated(inference_form(model), target, 2, allow_noisy=True)
@@ -294,6 +296,7 @@ def test_targets_that_are_not_there(model_of_blocks: dict, target: str, error: t
         work.price({"model": model_of_blocks, "target": target, "imgsz": IMGSZ}, 0, print)
 
 
+@pytest.mark.slow
 def test_no_file_stays_behind(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for kind in filter(reachable, SESSIONS):

@@ -118,6 +118,7 @@ def test_a_search_that_promises_nothing_more_ends_when_asked_to(table):
     assert flat.summary.counts["done"] < 70 and flat.share > 0.95
 
 
+@pytest.mark.slow
 def test_a_thousand_gpus_are_kept_busy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)

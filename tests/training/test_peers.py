@@ -29,7 +29,9 @@ def two() -> Iterator[Gang]:
     gang.close()
 
 
-@pytest.mark.parametrize("skeleton", ["yolo11n.yaml", pytest.param("yolo26n-seg.yaml", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "skeleton", [pytest.param(name, marks=pytest.mark.slow) for name in ("yolo11n.yaml", "yolo26n-seg.yaml")]
+)
 def test_steps_of_two_are_steps_of_one(two: Gang, skeleton: str, tmp_path: Path) -> None:
     """Five images in a batch, so three and two; mosaics, images without objects, batch norms that see all of them, and for the
     second model masks and an end-to-end head with two losses; a teacher whose term is divided by a sum over the batch."""

@@ -163,7 +163,7 @@ def test_the_step_that_decides_is_a_real_one() -> None:
     assert 0 < precision.step_seconds(CPU, torch.float32) < 10
 
 
-@pytest.mark.parametrize("skeleton", ["yolo11n.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize("skeleton", [pytest.param("yolo11n.yaml", marks=pytest.mark.slow), "yolo26n.yaml"])
 @pytest.mark.parametrize("killed_in", [1, 3])
 def test_a_training_taken_up_again_is_the_same_bit_for_bit(
     rectangles: Rectangles, skeleton: str, killed_in: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -261,7 +261,7 @@ def state(model: nn.Module) -> tuple:
     )
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_model_is_left_as_it_was(batch: Batch, training: bool) -> None:
     model = model_of(block="repvit").train(training)
     model.model[0].conv.weight.requires_grad_(False)
@@ -281,7 +281,11 @@ def test_the_model_is_left_as_it_was(batch: Batch, training: bool) -> None:
 
 CASES = [
     *(("yolo11n", block) for block in CATALOG),
-    *((skeleton, None) for skeleton in ("yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n")),
+    *((skeleton, None) for skeleton in ("yolov9t", "yolo26n")),
+    *(
+        pytest.param(skeleton, None, marks=pytest.mark.slow)
+        for skeleton in ("yolov5n", "yolov8n", "yolov10n", "yolo11n", "yolo12n")
+    ),
 ]
 
 
@@ -292,6 +296,7 @@ def test_every_block_and_skeleton_has_scores(batch: Batch, skeleton: str, block:
     assert 0 < scores["nwot"] < BATCH * math.log(1e7)
 
 
+@pytest.mark.slow
 def test_what_each_score_looks_at(batch: Batch, rectangles: Rectangles) -> None:
     model = model_of()
     scores = zero_cost_scores(model, batch)
@@ -303,7 +308,7 @@ def test_what_each_score_looks_at(batch: Batch, rectangles: Rectangles) -> None:
     assert {name for name in SCORES if weights[name] == scores[name]} == {"log_params", "log_macs"}
 
 
-@pytest.mark.parametrize("block", ["keep", "irmb"])
+@pytest.mark.parametrize("block", ["keep", pytest.param("irmb", marks=pytest.mark.slow)])
 def test_wider_is_more(batch: Batch, block: str) -> None:
     found = [zero_cost_scores(model_of(block=block, width=width), batch) for width in (0.5, 1.25)]
     for name in ("log_params", "log_macs", "synflow", "nwot"):
@@ -323,6 +328,7 @@ def test_masks_are_scored_too() -> None:
 # --- what cannot be scored
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_said(batch: Batch) -> None:
     model = model_of()
     with torch.no_grad():

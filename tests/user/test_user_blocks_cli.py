@@ -96,6 +96,7 @@ def placed(home: Home, run: Path) -> Path:
     return home.folder / home.nas("export", run.name, "--pick", "1").splitlines()[0]
 
 
+@pytest.mark.slow
 def test_the_exam_from_the_command_line(home: Home) -> None:
     told = home.nas("space", "check", "space.yaml", "--blocks", "my_blocks.py")
     assert "space.yaml: fine; 8 architectures of yolo11n" in told
@@ -121,6 +122,7 @@ def test_nothing_runs_that_the_command_line_does_not_name(home: Home) -> None:
     assert not (home.folder / "results" / "no").exists()
 
 
+@pytest.mark.slow
 def test_a_search_places_the_block_and_keeps_its_file(home: Home, run: Path) -> None:
     rows = (run / "trials.csv").read_text().splitlines()
     assert len(rows) == 3
@@ -131,6 +133,7 @@ def test_a_search_places_the_block_and_keeps_its_file(home: Home, run: Path) -> 
         assert "epoch 1 of 1: loss " in (run / "trials" / f"{number:04d}" / "worker.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_is_read_without_running_its_code(home: Home, run: Path) -> None:
     home.trace.unlink(missing_ok=True)
     (run / "trials.csv").unlink()
@@ -169,6 +172,7 @@ def test_going_on_needs_the_file_named_again(home: Home, run: Path) -> None:
     assert len((run / "trials.csv").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_a_checkpoint_reloads_or_says_which_file_to_bring(home: Home, placed: Path) -> None:
     load = "import nas; nas.load_blocks('my_blocks.py'); import nas.yolo; from ultralytics import YOLO; "
     done = home.python(f"{load} YOLO({str(placed)!r}).save('winner.pt')")

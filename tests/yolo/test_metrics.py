@@ -66,7 +66,7 @@ def read_set(root: Path, split: str, count: int, seed: int, *, polygons: bool) -
     ("skeleton", "epochs", "end2end"),
     [
         ("yolo11n.yaml", 10, False),
-        ("yolov10n.yaml", 14, True),
+        pytest.param("yolov10n.yaml", 14, True, marks=pytest.mark.slow),
         ("yolo11n-seg.yaml", 12, False),
         pytest.param("yolo26n.yaml", 16, True, marks=pytest.mark.slow),
         pytest.param("yolov8n-seg.yaml", 12, False, marks=pytest.mark.slow),
