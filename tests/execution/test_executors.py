@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,29 +20,35 @@ Make = Callable[[int], Executor]
 Tickers = Callable[..., Ticker]
 
 
-@contextlib.contextmanager
-def one_ray() -> Iterator[None]:
-    """A Ray that serves all executors meanwhile."""
-    from nas.execution.ray.executor import ray
+def on_ray(logs: Path, workers: int, *, offered: bool) -> Executor:
+    """An executor on one Ray that serves all of them."""
+    from nas.execution.ray.executor import RayExecutor, ray
 
-    if ray.is_initialized():  # for another kind of executor
-        yield
-        return
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(address="local", num_cpus=8, resources={"latency": 2}, **quiet)
+    if not ray.is_initialized():
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(address="local", num_cpus=8, resources={"latency": 2}, **quiet)
+    return RayExecutor(WORKER, WORKER, logs, workers=workers, offered=offered)
+
+
+def no_ray() -> None:
+    """Whoever connects to a cluster, or begins none, finds no Ray here."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended() -> Iterator[None]:
     yield
-    ray.shutdown()
+    no_ray()
 
 
 ON_A_NODE = pytest.param("ray, the lane on a node", marks=pytest.mark.slow)
-
-
 BY_CLIENT = pytest.param("ray client, the lane on a node", marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=["local", "ray", ON_A_NODE, BY_CLIENT])
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
-    """Makes an executor of so many workers; one Ray serves all of them."""
+    """Makes an executor of so many workers."""
     logs = tmp_path_factory.mktemp("logs")
     if request.param == "local":
         yield lambda workers: LocalExecutor([WORKER] * workers, WORKER, logs)
@@ -52,14 +59,12 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
         from nas.execution.ray.executor import RayExecutor
 
+        no_ray()
         with nodes(0, num_cpus=8, resources={"latency": 2}, ray_client_server_port=25001):
             settings = {"address": "ray://127.0.0.2:25001", "offered": True}
             yield lambda workers: RayExecutor(WORKER, WORKER, logs, workers=workers, **settings)
         return
-    with one_ray():
-        from nas.execution.ray.executor import RayExecutor
-
-        yield lambda workers: RayExecutor(WORKER, WORKER, logs, workers=workers, offered=request.param != "ray")
+    yield lambda workers: on_ray(logs, workers, offered=request.param != "ray")
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +110,7 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "local":
         yield Kind("local", lambda _: LocalExecutor([WORKER] * 2, WORKER, logs))
         return
-    with one_ray():
-        from nas.execution.ray.executor import RayExecutor
-
-        yield Kind("ray", lambda _: RayExecutor(WORKER, WORKER, logs, workers=2, offered=request.param != "ray"))
+    yield Kind("ray", lambda _: on_ray(logs, 2, offered=request.param != "ray"))
 
 
 @pytest.mark.parametrize(("fate", "type_"), [("result", Result), ("failed", Failed), ("lost", Lost)])

@@ -155,7 +155,7 @@ def test_only_its_own_host_stands_still_and_goes_on_whatever_is_killed(tmp_path:
             second.kill()
             with pytest.raises(UnreachableError, match="has offered `latency` for 40 s") as raised:
                 while True:
-                    assert all(isinstance(event, Lost) for event in executor.poll(0.5))
+                    assert all(isinstance(event, Lost) for event in heard(executor, 0.5))
             assert "--resources='{\"latency\": 1}'" in str(raised.value)
             assert alive(here.pid)
 
