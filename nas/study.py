@@ -242,7 +242,7 @@ class Study:
     @property
     def _wait(self) -> float:
         """How long nothing but news can matter: the budget may end before the next of them."""
-        share = OVERDRAWN if self._ledger.exhausted(self._elapsed) else 1.0
+        share = OVERDRAWN if self._unsure and self._ledger.exhausted(self._elapsed) else 1.0
         return max(0.0, min(self._patience, self._ledger.time_left(len(self._running), self._elapsed, share)))
 
     def _wants_more(self) -> bool:

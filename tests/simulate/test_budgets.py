@@ -6,7 +6,7 @@ What is charged is compared with what the executor saw: GPUs times the seconds t
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nas.config import RunConfig
@@ -44,7 +44,13 @@ def schedules(draw):
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
+# all workers are lost at the moment when the budget ends
+AT_THE_END = Faults(leave=(Leave(100.0, 1, 150.0), Leave(500.0, 3, 501.0)))
+OPTIONS = {"workers": 2, "rungs": 2, "confirm": 1, "seed": 2, "gpus_per_trial": 1.0}
+
+
 @given(schedule=schedules())
+@example(schedule=("s", 50, 1, AT_THE_END, OPTIONS))
 @settings(max_examples=40, derandomize=True, **COMMON)
 def test_random_schedules(space, tmp_path_factory, schedule):
     obeys_its_budget(space, tmp_path_factory.mktemp("run"), schedule)
