@@ -53,7 +53,9 @@ COLUMNS: Mapping[str, Column] = {
     "latency_low_ms": Column("lower end of its interval: of a measurement's blocks, or 90% of a prediction", "ms"),
     "latency_high_ms": Column("upper end", "ms"),
     "latency_p90_ms": Column("90th percentile of the fastest measured block", "ms"),
-    "latency_source": Column("measured, table (measured on another device) or predicted (on the front only by a table)", ""),
+    "latency_source": Column(
+        "measured, table (measured elsewhere) or predicted (on a front only by a table or when the budget is spent)", ""
+    ),
     "latency_spread": Column("how far the third-lowest p50 of the measured blocks lies above the lowest", "ratio"),
     "params": Column("parameters of the fused model", ""),
     "gmacs": Column("multiply-accumulates of one image at the run's image size", "1e9"),
