@@ -104,6 +104,7 @@ def test_bad_input_gets_a_clear_line(
     assert {path.name for path in tmp_path.iterdir()} == {"broken.yaml", "bad.yaml"}
 
 
+@pytest.mark.slow
 def test_the_latency_of_a_model_is_told_with_its_interval_and_scope(tmp_path: Path) -> None:
     done = nas("latency", "yolo26n.yaml", "--target", "cpu:torch,imgsz=32x64", "--allow-noisy", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from nas.dataset.builtin import builtin_dataset
 from nas.dataset.description import read_dataset
 
 SEARCH = ["--space", "demo", "--imgsz", "64", "--epochs", "2", "--budget", "5trials", "--workers", "2", "--max-latency", "1s"]
-SEARCH += ["--allow-noisy"]  # a busy test machine is no reason to find nothing
+SEARCH += ["--confirm", "0", "--allow-noisy"]  # a busy test machine is no reason to find nothing
 CLI = [sys.executable, "-c", "from nas.cli import main; main()"]
 
 
@@ -111,6 +111,7 @@ def test_no_architecture_was_trained_twice(run: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_front_and_export_read_the_run(run: Path, home: Path) -> None:
     table = subprocess.run([*CLI, "front"], cwd=home, capture_output=True, text=True, timeout=120)
     assert table.returncode == 0, table.stderr

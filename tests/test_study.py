@@ -556,6 +556,7 @@ def test_an_interrupt_before_the_start_starts_nothing(make_lab):
     assert executor.trained == []
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_call_loses_and_doubles_nothing(make_lab):
     whole = make_lab(TINY, "whole", max_latency_ms=3.5)
     executor = whole.executor()

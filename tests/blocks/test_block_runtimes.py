@@ -97,6 +97,7 @@ def assert_compiles(block: nn.Module, backend: str, sizes: list[tuple[int, int]]
             torch.testing.assert_close(compiled(image(*size)), block(image(*size)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @every_row
 def test_compiles_into_one_graph(name):
     assert_compiles(make(name, {}, depth=1), "aot_eager", [(7, 6)])

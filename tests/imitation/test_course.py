@@ -110,6 +110,7 @@ def test_learning_lowers_the_error_and_the_rise(folder: Path) -> None:
     assert [lesson.epoch for lesson in seen] == list(range(1, 13)) and seen[-1].error < seen[0].error
 
 
+@pytest.mark.slow
 def test_what_one_becomes_does_not_depend_on_the_others(folder: Path) -> None:
     together, _ = take(folder / "1", THREE)
     apart, _ = take(folder / "2", THREE[:1])

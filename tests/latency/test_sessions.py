@@ -62,7 +62,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"nas.latency.measure.{name}", value)
 
 
-@pytest.fixture(scope="module", params=SPACES)
+@pytest.fixture(scope="module", params=[pytest.param("convolutions", marks=pytest.mark.slow), "attention"])
 def model_of_blocks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """A resolved model YAML that holds several blocks."""
     path = tmp_path_factory.mktemp("space") / "space.yaml"

@@ -164,7 +164,7 @@ def test_the_step_that_decides_is_a_real_one() -> None:
 
 
 @pytest.mark.parametrize("skeleton", [pytest.param("yolo11n.yaml", marks=pytest.mark.slow), "yolo26n.yaml"])
-@pytest.mark.parametrize("killed_in", [1, 3])
+@pytest.mark.parametrize("killed_in", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_training_taken_up_again_is_the_same_bit_for_bit(
     rectangles: Rectangles, skeleton: str, killed_in: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

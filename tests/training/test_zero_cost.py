@@ -280,7 +280,8 @@ def test_the_model_is_left_as_it_was(batch: Batch, training: bool) -> None:
 
 
 CASES = [
-    *(("yolo11n", block) for block in CATALOG),
+    *(("yolo11n", block) for block in ("repvit", "mobile_mqa")),
+    *(pytest.param("yolo11n", block, marks=pytest.mark.slow) for block in CATALOG if block not in {"repvit", "mobile_mqa"}),
     *((skeleton, None) for skeleton in ("yolov9t", "yolo26n")),
     *(
         pytest.param(skeleton, None, marks=pytest.mark.slow)

@@ -108,6 +108,7 @@ def test_the_exam_from_the_command_line(home: Home) -> None:
     assert "my_block.ratio: 0.5, 1" in home.nas("space", "show", "space.yaml", "--blocks", "my_blocks.py")
 
 
+@pytest.mark.slow
 def test_nothing_runs_that_the_command_line_does_not_name(home: Home) -> None:
     home.trace.unlink(missing_ok=True)
     for command in (["space", "check", "space.yaml"], ["space", "show", "space.yaml"], ["search", "--space", "space.yaml"]):

@@ -67,7 +67,7 @@ def read_set(root: Path, split: str, count: int, seed: int, *, polygons: bool) -
     [
         ("yolo11n.yaml", 10, False),
         pytest.param("yolov10n.yaml", 14, True, marks=pytest.mark.slow),
-        ("yolo11n-seg.yaml", 12, False),
+        pytest.param("yolo11n-seg.yaml", 12, False, marks=pytest.mark.slow),
         pytest.param("yolo26n.yaml", 16, True, marks=pytest.mark.slow),
         pytest.param("yolov8n-seg.yaml", 12, False, marks=pytest.mark.slow),
         pytest.param("yolo26n-seg.yaml", 16, False, marks=pytest.mark.slow),
