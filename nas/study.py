@@ -149,6 +149,7 @@ class Study:
         finally:
             for _, training in self._running:
                 self._store.charge(training.step.number, self._ledger.cost(self._running.seconds(training)))
+            self._pricing.save()
             self._ledger.save()
             if self._pricing.error is not None:
                 self._store.put_fact("latency_error", asdict(self._pricing.error))
@@ -272,8 +273,8 @@ class Study:
     def _settle(self) -> bool:
         """Measure a trained architecture that a prediction has brought to the front; whether one is being measured.
 
-        So nobody's place on the front is predicted, unless the budget is far too short for it; what a measured trial dominates
-        even at its best needs no measurement.
+        So nobody's place on the front is predicted, unless the budget ends before (`_leave_unsure`); what a measured trial
+        dominates even at its best needs no measurement.
         """
         while self._unsure:
             entry = max((self._store[number] for number in self._unsure), key=lambda e: (e.map, -e.number))

@@ -126,7 +126,6 @@ def test_boxes_are_refused_with_file_and_cure(home: Path, tmp_path: Path) -> Non
     assert "yolo11n.yaml" in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov8n-seg", "yolo26n-seg", "yolo12n-seg"])
 def test_without_data_the_built_in_set_has_polygons(tmp_path: Path, name: str) -> None:
     (tmp_path / "space.yaml").write_text(SPACE.format(name))

@@ -645,16 +645,19 @@ def test_what_is_being_measured_counts_and_ends_with_the_budget(make_lab, budget
 def test_a_measurement_is_charged_while_it_runs(make_lab, limit):
     """Whoever is killed in the middle has paid for it but for the last seconds."""
     lab = make_lab(max_latency_ms=limit)
-    began = lab.clock.now
+    began, charged = lab.clock.now, 0.0
 
     def killed(study: Study) -> None:
+        nonlocal charged
         if lab.clock.now > began + 20:
+            charged = lab.store.seconds("lane")
             raise CrashError(0)
 
     with pytest.raises(CrashError):
         lab.run(PatientExecutor(lab.clock), killed)
     ran = lab.clock.now - began
-    assert 20 < ran < 25 and ran - HEARTBEAT_SECONDS - 1 <= lab.store.seconds("lane") <= ran
+    assert 20 < ran < 25 and ran - HEARTBEAT_SECONDS - 1 <= charged <= ran
+    assert lab.store.seconds("lane") == ran  # an exception is no kill: all of it
 
 
 def test_time_that_the_budget_took_away_is_no_loss(make_lab):
