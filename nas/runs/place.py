@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import sqlalchemy
+
 from nas.config import RunConfig
 from nas.errors import InputError
 from nas.runs.database import Database, add_study, open_storage
@@ -94,6 +96,7 @@ class SqliteFile:
 
     def open(self, *, exclusive: bool) -> Database:  # noqa: ARG002
         storage = open_storage(f"sqlite:///{self.path}", make_tables=False, connect_args={"timeout": 60})
+        sqlalchemy.event.listen(storage.engine, "connect", _keep_journal)
         return Database(storage, RUNG)
 
     def remove(self) -> None:
@@ -101,3 +104,11 @@ class SqliteFile:
 
     def failure(self, error: Exception) -> Exception:
         return OSError(f"the store: {str(error).splitlines()[0]}")
+
+
+def _keep_journal(connection: Any, _record: Any) -> None:
+    """Begin SQLite's journal anew for every transaction, and do not make a file and remove it: a third less time.
+
+    A write-ahead log would take less still, but needs memory that is shared: a reader on another host would be lost.
+    """
+    connection.execute("PRAGMA journal_mode = PERSIST")

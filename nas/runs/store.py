@@ -2,24 +2,25 @@
 
 Everything that is known of a trial stands in it, so that a search which was killed goes on where it was. What Optuna
 itself asks for (parameters, states, values) is kept in a study in memory too, rebuilt from the database on opening: the
-samplers draw from that one. A trial is written once it is priced, and from then on whatever happens to it is one
-transaction: its end, too, with the result, the seconds and what Optuna is told. A killed process loses at most one
-proposal, which the same (seed, trial, results) draws again. Rejected and failed trials are Optuna's FAIL, which samplers
-leave out.
+samplers draw from that one. A trial that is priced is written together with what happens next, to it or to others, and from
+then on whatever happens to it is one transaction: its end, too, with the result, the seconds and what Optuna is told. A
+killed process loses at most one proposal, which the same (seed, trial, results) draws again. Rejected and failed trials are
+Optuna's FAIL, which samplers leave out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy.exc
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -120,7 +121,8 @@ class Store:
                 cure = f"{older}; or begin anew: latencies that were measured are known to a new search"
                 raise InputError(what, cure)
             undo.pop_all()
-        self._memory = optuna.create_study(directions=DIRECTIONS)
+        self._told = optuna.storages.InMemoryStorage()
+        self._memory = optuna.create_study(storage=self._told, directions=DIRECTIONS)
         self._memory.add_trials(trials)
         self._distributions: dict[str, BaseDistribution] = {}
         self._shared: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
@@ -150,42 +152,51 @@ class Store:
         return len(self._entries)
 
     def propose(self, space: Space, sampler: BaseSampler, fixed: Architecture | None = None) -> Entry:
-        """A new trial: `fixed`, or what the sampler draws. It is written by `queue` or `reject`, before the next proposal.
+        """A new trial: `fixed`, or what the sampler draws. It is for `queue` or `reject`, before the next proposal.
 
         Raises:
             RuntimeError: the proposal before is neither queued nor rejected.
         """
+        self._flush()
         if self._draft is not None:
             raise RuntimeError("the proposal before is still open")
         number = len(self._entries)
         self._memory.sampler = sampler
-        params = space.params(fixed) if fixed is not None else None
-        if params:
-            self._memory.enqueue_trial(dict(params))
-        self._draft = trial = self._memory.ask()
-        if fixed is None or params is not None:
-            architecture = space.draw(
-                lambda name, choices: choices[choices.index(trial.suggest_categorical(name, list(choices)))]
-            )
-        else:
-            architecture = fixed  # the skeleton, where the space itself does not allow it
-        return self._put(Entry(number, architecture))
+        self._draft = draft = self._memory.ask()
+        known: Mapping[str, Any] | None
+        if fixed is None:
+            known = draft.relative_params
+        elif (known := space.params(fixed)) is None:  # the skeleton, where the space itself does not allow it
+            return self._put(Entry(number, fixed))
+        trial = self._memory.get_trials(deepcopy=False)[number]
+
+        def choose(name: str, choices: Sequence[Any]) -> Any:
+            """What `Trial.suggest_categorical` does, but for its copies and its checks of every parameter."""
+            found = self._distributions.get(name) or self._distributions.setdefault(name, CategoricalDistribution(choices))
+            value = known[name] if name in known else sampler.sample_independent(self._memory, trial, name, found)
+            trial.params[name], trial.distributions[name] = value, found
+            return choices[choices.index(value)]
+
+        return self._put(Entry(number, space.draw(choose)))
 
     def queue(self, number: int, price: Mapping[str, Any], excess: Mapping[str, float]) -> None:
-        """A priced proposal waits for a worker. `excess` is what `Limits.excess` says: Optuna's constraints."""
+        """A priced proposal waits for a worker. `excess` is what `Limits.excess` says: Optuna's constraints.
+
+        It is written with what comes next, which may be that a worker has it.
+        """
         draft = self._open_draft(number)
         for name, value in excess.items():
             draft.set_constraint(name, value)
-        self._write(draft, replace(self[number], state="queued", price=price))
+        self._put(replace(self[number], state="queued", price=price))
 
     def reject(self, number: int, reason: str, price: Mapping[str, Any] | None = None) -> None:
         """A trial is not trained: over a limit, repeat, forbidden, invalid. It may have been queued under another limit."""
         entry = replace(self[number], state="rejected", reason=reason, price=price)
-        if self._draft is None:
+        if entry.number in self._keys:
             self._end(entry, TrialState.FAIL)
         else:
             draft = self._open_draft(number)
-            self._memory.tell(number, state=TrialState.FAIL)
+            self._tell(number, TrialState.FAIL)
             self._write(draft, entry)
 
     def start(self, number: int) -> None:
@@ -235,6 +246,7 @@ class Store:
 
     def _correct(self, entry: Entry, excess: Mapping[str, float] | None = None) -> None:
         """Something has come to be known after a trial was told to Optuna, or was queued: its values are replaced."""
+        self._flush()
         trial = self._memory.get_trials(deepcopy=False)[entry.number]
         values = [entry.map, float(entry.price["ms"])] if trial.values and entry.price else []
         trial.values = values or None
@@ -266,6 +278,7 @@ class Store:
 
     def close(self) -> None:
         """Let others open the database exclusively; what is known of the trials can still be read here."""
+        self._flush()
         self._database.close()
 
     def failure(self, error: Exception) -> Exception:
@@ -288,6 +301,7 @@ class Store:
         self._put_facts({name: value})
 
     def _put_facts(self, facts: Mapping[str, Any]) -> None:
+        self._flush()
         self._database.put_facts(facts)
         self._facts |= facts
 
@@ -295,6 +309,11 @@ class Store:
         if self._draft is None or self._draft.number != number:
             raise RuntimeError(f"trial {number} is not the open proposal")
         return self._draft
+
+    def _flush(self) -> None:
+        """Write the proposal that is queued, if it is not yet."""
+        if self._draft is not None and (entry := self[self._draft.number]).state != "proposed":
+            self._write(self._draft, entry)
 
     def _write(self, draft: Trial, entry: Entry) -> None:
         """Write a proposal whole: parameters, attributes and state."""
@@ -316,14 +335,26 @@ class Store:
         trial.distributions = self._shared[names]
 
     def _update(self, entry: Entry) -> None:
+        if self._draft is not None and self._draft.number == entry.number:
+            self._write(self._draft, entry)
+            return
+        self._flush()
         self._database.update_trial(self._keys[entry.number], _attributes(entry, since=self[entry.number]))
         self._put(entry)
 
     def _end(self, entry: Entry, state: TrialState, *values: float) -> None:
-        """A trial has ended: told to the study in memory first, which refuses values that are no numbers."""
-        self._memory.tell(entry.number, values or None, state)
+        """A trial has ended. Raises ValueError for values that are no finite numbers."""
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"trial {entry.number} cannot have the values {values}")
+        self._flush()
+        self._tell(entry.number, state, values)
         self._database.update_trial(self._keys[entry.number], _attributes(entry, since=self[entry.number]), state, values)
         self._put(entry)
+
+    def _tell(self, number: int, state: TrialState, values: Sequence[float] = ()) -> None:
+        """What `Study.tell` does, but for a deep copy of the trial."""
+        trial = self._memory.get_trials(deepcopy=False)[number]
+        self._told.set_trial_state_values(trial._trial_id, state, values or None)
 
     def _put(self, entry: Entry) -> Entry:
         self.tally.change(self._entries.get(entry.number), entry)

@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from optuna import Study
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import InputError, did_you_mean
@@ -16,6 +17,33 @@ from nas.seeds import derive
 
 STARTUP_TRIALS = 10
 FRONT = "front"  # `nas.search.front_sampler`, which needs more than a seed
+
+
+class Uniform(BaseSampler):
+    """Draw for draw what Optuna's `RandomSampler` draws, in a quarter of its time: for categorical parameters, the only ones
+    that a search space has."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.RandomState(seed)  # as Optuna's
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        return {}
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:  # noqa: ARG002
+        return {}
+
+    def sample_independent(
+        self,
+        study: Study,  # noqa: ARG002
+        trial: FrozenTrial,  # noqa: ARG002
+        param_name: str,  # noqa: ARG002
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Raises TypeError for a parameter that is not categorical."""
+        if not isinstance(param_distribution, CategoricalDistribution):
+            raise TypeError(f"{param_distribution} is not categorical")
+        choices = param_distribution.choices
+        return choices[int(self._random.random_sample(len(choices)).argmax())]
 
 
 class GroupedTPE(BaseSampler):
@@ -72,4 +100,4 @@ def make_sampler(name: str, seed: int, trial: int) -> BaseSampler:
     return SAMPLERS[name](derive(seed, trial, "sampler"))
 
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {"tpe": GroupedTPE, "random": lambda seed: RandomSampler(seed=seed)}
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {"tpe": GroupedTPE, "random": Uniform}

@@ -52,6 +52,8 @@ def test_what_optuna_sees_of_a_trial(make_any_store, space):
     store.fail(2, 1.0, "diverged")
     store.propose(space, draws(store))
     store.queue(3, PRICE, {"latency": -1.0, "params": -1.0})
+    assert len(read(folder).trials) == 3
+    store.add_seconds(wall=1.0)  # what is queued is written with whatever comes next
 
     done, rejected, failed, _ = trials = read(folder).trials
     assert read(folder).directions == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
@@ -214,6 +216,7 @@ def test_a_store_that_cannot_be_used_stays_untouched(make_store, space, damage, 
     folder, store = make_store()
     store.propose(space, draws(store))
     store.queue(0, PRICE, {})
+    store.close()
     path = folder / "study.db"
     damage(path)
     before = path.read_bytes() if path.exists() else None
@@ -237,6 +240,7 @@ SCRIPT = [
     lambda store, space: (
         store.propose(space, draws(store), space.baseline),
         store.queue(0, PRICE, {"latency": 0.5, "params": -1.0}),
+        store.close(),  # what was queued is written with what comes next, or by this
     ),
     lambda store, space: store.start(0),
     lambda store, space: store.add_seconds(wall=2.0, lane=0.0),
@@ -249,6 +253,7 @@ SCRIPT = [
     lambda store, space: (
         store.propose(space, draws(store), next(space.neighbours(space.baseline))),
         store.queue(2, PRICE, {"latency": -0.5, "params": -1.0}),
+        store.close(),
     ),
     lambda store, space: store.start(2),
     lambda store, space: store.charge(2, 1.0, "lost"),
@@ -257,6 +262,7 @@ SCRIPT = [
     lambda store, space: (
         store.propose(space, draws(store)),
         store.queue(3, PRICE, {"latency": -0.5, "params": -1.0}),
+        store.close(),
     ),
     lambda store, space: store.reject(3, "over-latency", PRICE),
 ]
@@ -382,6 +388,7 @@ def check_goes_on(store: Store, space) -> None:
                 store.start(entry.number)
                 store.finish(entry.number, 1.0, RESULT)
         store.queue(store.propose(space, make_sampler("tpe", 0, len(store))).number, PRICE, {"latency": 0.5, "params": -1.0})
+    store.close()
     assert {e.state for e in store.entries[:-1]} <= {"done", "failed", "rejected"}
 
 

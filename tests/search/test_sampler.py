@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution
-from optuna.samplers import TPESampler
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace
 from optuna.trial import TrialState, create_trial
 
@@ -46,6 +46,12 @@ def test_the_names_are_those_of_the_configuration():
     with pytest.raises(InputError, match="unknown sampler 'tep'") as error:
         make_sampler("tep", 0, 0)
     assert error.value.hint == "did you mean 'tpe'?"
+
+
+def test_random_draws_what_optunas_random_sampler_draws(monkeypatch):
+    ours = search("random", 3, 20)
+    monkeypatch.setitem(SAMPLERS, "random", lambda seed: RandomSampler(seed=seed))
+    assert search("random", 3, 20) == ours
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
