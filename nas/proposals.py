@@ -100,9 +100,10 @@ class Proposals:
             self._looked, self.outlook = results, self._front.outlook(trainings) or self.outlook
 
     def _architecture(self, trial: FrozenTrial) -> Architecture | None:
-        if trial.number >= len(self._store) or trial.number in self.open_again:
+        number = trial.number
+        if number >= len(self._store) or number in self.open_again:
             return None
-        return self._store[trial.number].architecture
+        return self._store[number].architecture
 
     def _result(self, trial: FrozenTrial) -> tuple[float, float]:
         """What a trial would have at the highest rung that any has reached, and the doubt of it."""

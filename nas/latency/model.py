@@ -125,7 +125,7 @@ class LatencyModel:
         total = times.sum(1)
         shares, strange = times / total[:, None], strange > 0
         # what no observation tells, none can correct: a new block's rows count in full, and err together
-        new = np.sum(shares * np.where(strange, np.sqrt(unsure), 0.0)[index], axis=1)
+        new = np.sum(shares * np.where(strange, np.sqrt(unsure), 0.0)[index], axis=1) if strange.any() else 0.0
         known = _deviation(shares, np.where(strange, 0.0, unsure)[index])
         margin = np.exp(np.hypot(self._factor * known, NORMAL * new))
         ms = total * np.exp(_size(total, self._typical) @ self._correction)

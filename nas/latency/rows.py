@@ -96,12 +96,13 @@ class RowTable:
             for source, size in zip(own.sources, own.shape[1:], strict=True):
                 code = code * size + (places[source] if source >= 0 else 0)
             places.append(own.place[code])
-            index[:, layer] = own.number[code]
-            if len(new := np.flatnonzero(index[:, layer] < 0)):
-                for unknown in np.unique(code[new]).tolist():
+            found = own.number[code]
+            if found.min(initial=0) < 0:
+                for unknown in np.unique(code[found < 0]).tolist():
                     own.number[unknown] = len(self.kinds)
                     self.kinds.append(self._kind(layer, unknown))
-                index[:, layer] = own.number[code]
+                found = own.number[code]
+            index[:, layer] = found
         return index
 
     def _kind(self, layer: int, code: int) -> RowKind:

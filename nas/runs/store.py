@@ -73,9 +73,9 @@ class Entry:
 
     @property
     def map(self) -> float:
-        """Mean of `maps`. Raises ZeroDivisionError before the first rung."""
-        maps = self.maps
-        return sum(maps) / len(maps)
+        """Mean of `maps`. Raises IndexError before the first rung."""
+        first = float(self.results[-1]["map"])
+        return (first + sum(float(result["map"]) for result in self.repeats)) / (1 + len(self.repeats))
 
     @property
     def seconds(self) -> float:

@@ -35,12 +35,11 @@ class Steps:
     @classmethod
     def of(cls, errors: Floats, log_latencies: Floats, reference_error: float, end: float) -> Steps:
         """The front of results, against a reference point."""
-        starts, levels = [-np.inf], [reference_error]
-        for i in np.lexsort((errors, log_latencies)):
-            if errors[i] < levels[-1] and log_latencies[i] < end:
-                starts.append(float(log_latencies[i]))
-                levels.append(float(errors[i]))
-        return cls(np.array(starts), np.array(levels), end)
+        order = np.lexsort((errors, log_latencies))
+        order = order[log_latencies[order] < end]
+        levels = np.append(reference_error, errors[order])
+        lower = np.flatnonzero(levels[1:] < np.minimum.accumulate(levels)[:-1])
+        return cls(np.append(-np.inf, log_latencies[order[lower]]), np.append(reference_error, errors[order[lower]]), end)
 
     def area(self, begin: float) -> float:
         """Between the steps and the reference, from log latency `begin` on, or from the first step where that is faster."""

@@ -24,8 +24,8 @@ Rows = NDArray[np.intp]
 
 BOLDNESS = 1.5  # on the model's deviations: it takes its most probable hyperparameters for the true ones
 COARSE, FITTED, KEPT = 64, 200, 400  # results that the coarse model, the hyperparameters and the full model are given
-EVERY_FIT = 64  # up to so many results hyperparameters are fitted at each, then at every eighth of a power of two
-SHORTLIST = 250  # candidates that a coarse model shows to the full one
+EVERY_FIT = 64  # up to so many results hyperparameters are fitted at each, then at every quarter of a power of two
+SHORTLIST = 120  # candidates that a coarse model shows to the full one
 PART = 500  # candidates that a model looks at together: the arrays for these stay in the processor's cache
 # An earlier search's log errors are off by about so much on other data; what this says counts as so many results.
 PRIOR_DOUBT, PRIOR_COUNT = 0.1, 2
@@ -47,6 +47,11 @@ class Points:
 
     def __getitem__(self, rows: Rows | slice) -> Points:
         return Points(self.features[rows], self.latency[rows], self.low[rows], self.high[rows])
+
+    @property
+    def certain(self) -> Points:
+        """As if their latencies were measured."""
+        return Points(self.features, self.latency, self.latency, self.latency)
 
 
 @dataclass(frozen=True)
@@ -188,12 +193,12 @@ class Belief:
         likes."""
         if self.results <= COARSE or len(points) <= SHORTLIST:
             return np.arange(len(points))
-        return np.argsort(-chance * self.gains(self.coarse, points, winner=winner), kind="stable")[:SHORTLIST]
+        return np.argsort(-chance * self.gains(self.coarse, points.certain, winner=winner), kind="stable")[:SHORTLIST]
 
     def gains(self, model: Surrogate | Believing, points: Points, *, winner: bool) -> Floats:
         """The expected gain of each point: in hypervolume, or over the best within the limit."""
         parts = (points[at : at + PART] for at in range(0, len(points), PART))
-        predicted = [model.predict(Inputs.of(self._frame.features(part))) for part in parts]
+        predicted = [model.predict(Inputs.of(self._frame.features(part), rough=True)) for part in parts]
         mean, deviation = np.hstack(predicted) if predicted else np.empty((2, 0))
         deviation = BOLDNESS * deviation  # not of the noise: a lucky training is no better architecture
         if winner:
@@ -254,5 +259,5 @@ class Belief:
 
 def _milestone(results: int) -> int:
     """How many of so many results hyperparameters are fitted to: all of few, then a number that changes now and then."""
-    step = 1 if results <= EVERY_FIT else 2 ** (results.bit_length() - 4)
+    step = 1 if results <= EVERY_FIT else 2 ** (results.bit_length() - 3)
     return results // step * step

@@ -132,7 +132,8 @@ class FrontSampler(BaseSampler):
         return self._params[param_name]
 
     def _propose(self, trials: Sequence[FrozenTrial], number: int) -> Mapping[str, Any]:
-        told = [(t, code) for t in trials if t.number != number and (code := self._candidates.code(t)) is not None]
+        others = (trial for at, trial in enumerate(trials) if at != number)
+        told = [(trial, code) for trial in others if (code := self._candidates.code(trial)) is not None]
         done = [(t, code) for t, code in told if t.state == TrialState.COMPLETE]
         running = [code for t, code in told if t.state in {TrialState.RUNNING, TrialState.WAITING}]
         results = np.array([self._result(t) for t, _ in done], dtype=np.float64).reshape(-1, 2)
@@ -285,9 +286,10 @@ class SpaceCandidates:
         architecture = self._architecture(trial)
         if architecture is None:
             return None
-        known = self._known.get(trial.number)
+        number = trial.number
+        known = self._known.get(number)
         if known is None or known[0] is not architecture:
-            known = self._known[trial.number] = (architecture, self._codes.code(architecture))
+            known = self._known[number] = (architecture, self._codes.code(architecture))
         return known[1]
 
     def params(self, code: Codes) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from scipy.optimize import minimize
 from nas.space.features import Features
 
 Floats = NDArray[np.float64]
+Reals = NDArray[np.floating[Any]]
 
 OFFSET = 2.0  # c: the mean is not known beforehand
 # Medians and widths (of the logarithm) of the priors, for targets scaled to a standard deviation of about 1.
@@ -39,14 +41,19 @@ FIT_STEPS = 60
 
 @dataclass(frozen=True)
 class Inputs:
-    """Features in the two forms that the kernel needs: columns of main effects, and points for distances."""
+    """Features in the two forms that the kernel needs: columns of main effects, and points for distances.
 
-    effects: Floats
-    points: Floats
+    Results are in double precision, as what is inverted is made of them; candidates are `rough`, in single precision, which
+    takes half the time and is off by less than a fiftieth of the noise.
+    """
+
+    effects: Reals
+    points: Reals
 
     @classmethod
-    def of(cls, features: Features) -> Inputs:
-        return cls(_effects(features), features.points)
+    def of(cls, features: Features, *, rough: bool = False) -> Inputs:
+        effects = _effects(features, np.float32 if rough else np.float64)
+        return cls(effects, effects[:, : features.points.shape[1]])
 
     def __len__(self) -> int:
         return len(self.points)
@@ -76,13 +83,14 @@ class Form:
         return int(self.effects.max(initial=-1)) + 1
 
 
-def _effects(features: Features) -> Floats:
+def _effects(features: Features, kind: type[np.float64 | np.float32]) -> Reals:
     """The columns of main effects: as they are, then of the numbers the Legendre polynomials of degree 2 (halved), then those
     of degree 3 (quartered)."""
-    x = 2 * features.points[:, features.numeric[features.groups]]
-    columns, curved = features.points.shape[1], x.shape[1]
-    effects = np.empty((len(x), columns + 2 * curved))
-    effects[:, :columns] = features.points
+    points = features.points.astype(kind, copy=False)
+    x = 2 * points[:, features.numeric[features.groups]]
+    columns, curved = points.shape[1], x.shape[1]
+    effects = np.empty((len(x), columns + 2 * curved), dtype=kind)
+    effects[:, :columns] = points
     square, cube = effects[:, columns : columns + curved], effects[:, columns + curved :]
     np.multiply(x, x, out=square)  # x**3 would be computed as a power: ten times slower
     np.multiply(5 / 8 * square - 3 / 8, x, out=cube)
@@ -126,7 +134,7 @@ class Surrogate:
     def posterior(self, inputs: Inputs) -> tuple[Floats, Floats, Floats]:
         """Mean of log error; variance in the model's scale; and what it is made of, see `half`."""
         across = kernel(self.form, self.theta, self.inputs, inputs)
-        half = solve_triangular(self._factor, across, lower=True)
+        half = solve_triangular(self._factor, across, lower=True, check_finite=False)
         variance = variances(self.form, self.theta, inputs) - np.einsum("ij,ij->j", half, half)
         return self.mean + self.spread * (across.T @ self._weights), variance, half
 
@@ -172,7 +180,7 @@ class Believing:
         model = self._model
         mean, variance, half = model.posterior(inputs)
         across = kernel(model.form, model.theta, self._believed, inputs) - self._half.T @ half
-        more = solve_triangular(self._factor, across, lower=True)
+        more = solve_triangular(self._factor, across, lower=True, check_finite=False)
         return mean, model.deviation(variance - np.einsum("ij,ij->j", more, more))
 
 
@@ -210,14 +218,16 @@ def scaled(errors: Floats) -> tuple[Floats, float, float]:
     return (logs - mean) / spread, mean, spread
 
 
-def kernel(form: Form, theta: Floats, a: Inputs, b: Inputs) -> Floats:
-    """Covariance (rows of a, rows of b) without noise, in the model's scale."""
+def kernel(form: Form, theta: Floats, a: Inputs, b: Inputs) -> Reals:
+    """Covariance (rows of a, rows of b) without noise, in the model's scale; in single precision where b is rough."""
     scale, shrink = np.exp(theta[form.effects]), np.exp(-theta[form.split + form.points])
     near, left = a.points * shrink, a.effects * scale
     if b is a:  # x @ x.T takes half the time
         result, linear = _matern(_squares(near, near)), left @ left.T
     else:
-        result, linear = _matern(_squares(near, b.points * shrink)), (left * scale) @ b.effects.T
+        kind = b.points.dtype
+        near, left = near.astype(kind, copy=False), (left * scale).astype(kind, copy=False)
+        result, linear = _matern(_squares(near, b.points * shrink.astype(kind))), left @ b.effects.T
     result *= math.exp(2 * theta[-2])
     result += OFFSET**2
     result += linear
@@ -226,10 +236,11 @@ def kernel(form: Form, theta: Floats, a: Inputs, b: Inputs) -> Floats:
 
 def variances(form: Form, theta: Floats, inputs: Inputs) -> Floats:
     """The diagonal of `kernel(inputs, inputs)`."""
-    return np.asarray(OFFSET**2 + np.square(inputs.effects) @ np.exp(2 * theta[form.effects]) + math.exp(2 * theta[-2]))
+    scales = np.exp(2 * theta[form.effects]).astype(inputs.effects.dtype)
+    return np.asarray(OFFSET**2 + np.square(inputs.effects) @ scales + math.exp(2 * theta[-2]), dtype=np.float64)
 
 
-def _squares(a: Floats, b: Floats) -> Floats:
+def _squares(a: Reals, b: Reals) -> Reals:
     """Squared distances between the rows of a and of b."""
     squares = np.asarray(a @ b.T)
     squares *= -2
@@ -238,7 +249,7 @@ def _squares(a: Floats, b: Floats) -> Floats:
     return np.asarray(np.maximum(squares, 0.0, out=squares))
 
 
-def _matern(squares: Floats) -> Floats:
+def _matern(squares: Reals) -> Reals:
     r = np.sqrt(5 * squares)
     value = squares * (5 / 3)  # (1 + r + r²/3) exp(-r), in place: arrays of millions
     value += r

@@ -124,7 +124,11 @@ class SpaceCodes:
 
     def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int32]:
         """Random codes (count, slots); the same one may occur twice, rules are not applied."""
-        return np.column_stack([rng.choice(len(chance), count, p=chance) for chance in self._chances]).astype(np.int32)
+        drawn = np.empty((count, len(self._chances)), dtype=np.int32)
+        for slot, chance in enumerate(self._chances):
+            reached = np.cumsum(chance)
+            drawn[:, slot] = np.searchsorted(reached, rng.random(count) * reached[-1], side="right")
+        return drawn
 
     def all(self) -> NDArray[np.int32]:
         """Every code of the space, (size, slots): for small spaces."""
@@ -133,13 +137,17 @@ class SpaceCodes:
 
     def neighbours(self, code: NDArray[np.int32]) -> NDArray[np.int32]:
         """Every code of the space that differs from this one in exactly one slot."""
-        found = [np.empty((0, code.size), dtype=np.int32)]
-        for slot, own in enumerate(self._options):
-            near = np.repeat(code[None], len(own), axis=0)
-            near[:, slot] = np.arange(len(own))
-            found.append(near[near[:, slot] != code[slot]])
-        near = np.vstack(found)
-        return near[np.all(near < [len(own) for own in self._options], axis=1)]
+        slots, options, counts = self._changes
+        near = np.repeat(code[None], len(slots), axis=0)
+        near[np.arange(len(slots)), slots] = options
+        near = np.asarray(near[options != code[slots]])
+        return near if np.all(code < counts) else near[np.all(near < counts, axis=1)]
+
+    @cached_property
+    def _changes(self) -> tuple[NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
+        """Every option of every slot, as the slot and its number there; and how many each slot has."""
+        counts = np.array([len(own) for own in self._options], dtype=np.int32)
+        return np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(n, dtype=np.int32) for n in counts]), counts
 
     def code(self, architecture: Architecture) -> NDArray[np.int32]:
         """The code of an architecture of the space, or of its skeleton."""

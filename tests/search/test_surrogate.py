@@ -99,6 +99,18 @@ def test_what_was_fitted_predicts_and_knows_its_own_error():
     assert np.std(model.leave_one_out) == pytest.approx(np.std(away), rel=1.0)
 
 
+def test_rough_candidates_are_judged_as_the_others_but_for_a_fiftieth_of_the_noise():
+    features, errors = some(500)
+    results, candidates = features[slice(0, 300)], features[slice(300, None)]
+    form, inputs = Form.of(results), Inputs.of(results)
+    model = condition(form, fit(form, inputs, errors[:300]), inputs, errors[:300])
+    rough = Inputs.of(candidates, rough=True)
+    assert {rough.effects.dtype, rough.points.dtype} == {np.dtype(np.float32)}
+    for exact, other in zip(model.predict(Inputs.of(candidates)), model.predict(rough), strict=True):
+        assert other.dtype == np.float64
+        np.testing.assert_allclose(other, exact, rtol=0, atol=model.noise / 50)
+
+
 def test_believing_keeps_the_mean_and_lowers_the_doubt():
     features, errors = some(30)
     form, inputs = Form.of(features), Inputs.of(features)
