@@ -9,6 +9,7 @@ data frame can group by it without parsing.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -295,7 +296,11 @@ def _field(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if not isinstance(value, str):
-        return repr(value)
+    return _text(value) if isinstance(value, str) else repr(value)
+
+
+@functools.lru_cache(4096)
+def _text(value: str) -> str:
+    """Most of a table's fields are one of the few things that a slot may hold."""
     # A spreadsheet takes the first character after any blanks for the start of a formula.
     return f"'{value}" if value.lstrip()[:1] in _FORMULA or value[:1] in _BLANKS else value
