@@ -14,9 +14,15 @@ RESCUE = "restore the file from a copy; what can still be read of it: sqlite3 {f
 
 
 def is_cut_off(path: Path) -> bool:
-    """Whether a write to this database was cut off and is not rolled back yet (or is under way)."""
+    """Whether a write to this database was cut off and is not rolled back yet (or is under way).
+
+    The journal stays between writes, with zeros where a header was: SQLite looks at its first byte too.
+    """
     journal = path.with_name(f"{path.name}-journal")
-    return journal.is_file() and journal.stat().st_size > 0
+    if not journal.is_file():
+        return False
+    with journal.open("rb") as file:
+        return file.read(1) not in {b"", b"\0"}
 
 
 def cut_off(path: Path) -> Finding:
