@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.search.acquisition import QUANTILE, Steps, chance_within
 from nas.search.belief import Belief, Evidence, Fits, Frame, Points
 from nas.search.choose import LEAST_CHANCE, LOOKED_AT, choose
 from nas.search.outlook import Outlook
+from nas.search.sampler import OneByOne
 from nas.search.surrogate import Floats
 from nas.seeds import derive
 from nas.space.architecture import Architecture
@@ -74,7 +74,7 @@ class Earlier:
     accuracies: Floats
 
 
-class FrontSampler(BaseSampler):
+class FrontSampler(OneByOne):
     """Proposes the candidate with the largest expected gain; never one again before all within the limit were proposed.
 
     Studies have two objectives: accuracy up, in [0, `ceiling`], and latency (ms) down.
@@ -117,9 +117,6 @@ class FrontSampler(BaseSampler):
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """A trial begins: the whole architecture is chosen now, and handed out parameter by parameter."""
         self._params = self._propose(study.get_trials(deepcopy=False), trial.number)
-        return {}
-
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:  # noqa: ARG002
         return {}
 
     def sample_independent(

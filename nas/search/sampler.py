@@ -19,18 +19,22 @@ STARTUP_TRIALS = 10
 FRONT = "front"  # `nas.search.front_sampler`, which needs more than a seed
 
 
-class Uniform(BaseSampler):
-    """Draw for draw what Optuna's `RandomSampler` draws, in a quarter of its time: for categorical parameters, the only ones
-    that a search space has."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = np.random.RandomState(seed)  # as Optuna's
+class OneByOne(BaseSampler):
+    """Says what a parameter is when it is asked for, not before; `infer_relative_search_space` is the begin of a trial."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
         return {}
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:  # noqa: ARG002
         return {}
+
+
+class Uniform(OneByOne):
+    """Draw for draw what Optuna's `RandomSampler` draws, in a quarter of its time: for categorical parameters, the only ones
+    that a search space has."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.RandomState(seed)  # as Optuna's
 
     def sample_independent(
         self,
@@ -46,7 +50,7 @@ class Uniform(BaseSampler):
         return choices[int(self._random.random_sample(len(choices)).argmax())]
 
 
-class GroupedTPE(BaseSampler):
+class GroupedTPE(OneByOne):
     """Multivariate TPE by groups, as Optuna's `TPESampler(group=True)`; draws only the groups that a trial asks for.
 
     A group is parameters that always occur together, modelled jointly: in a conditional space no more can be. Optuna draws
@@ -63,9 +67,6 @@ class GroupedTPE(BaseSampler):
         """A trial begins. Nothing is drawn yet: `sample_independent` does so, when it is known what is asked for."""
         self._groups = groups_of(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         self._drawn = {}
-        return {}
-
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:  # noqa: ARG002
         return {}
 
     def sample_independent(
