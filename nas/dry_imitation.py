@@ -83,7 +83,8 @@ def meet(config: RunConfig, space: SearchSpace, dataset: Dataset, train: TrainJo
     name = Path(config.weights).name
     told, _, _ = _done(executor, Attempt("meet", MEET, asdict(teacher_job(train, skeleton, config.weights))), folder)
     if "shortfall" in told:
-        words = f"{name} is no teacher as it is ({told['shortfall']}): the teacher's training starts from it"
+        seen = "" if told["fresh"] else ", which may have seen the held-out part"
+        words = f"{name} is no teacher as it is ({told['shortfall']}): the teacher's training starts from it{seen}"
         return Met(None, words, len(wanted), 0)
     left = library_of(told["digest"], skeleton, dataset, train).missing(wanted)
     words = f"{name} is taken as it is: mAP50-95 {told['map']:.3f} on the held-out part, which it may have seen"

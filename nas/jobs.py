@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from nas.cache import cache_root
 from nas.config import RunConfig
 from nas.dataset.description import Dataset
+from nas.execution.validate import VALIDATE, ValidateJob
 from nas.execution.work import TRAIN, TrainJob
 from nas.hardware import threads_per_worker
 from nas.runs.trials import TrialFolders
 from nas.search.ladder import FACTOR
 from nas.seeds import derive
 from nas.space.architecture import Architecture
+from nas.space.skeleton import TASKS
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,13 @@ class ProxyJobs:
 
     Args:
         folders: where the state and the weights of each trial go.
+        validates: whether the checkpoint may have learned from the held-out part.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset, blocks: Sequence[str], folders: TrialFolders) -> None:
-        self._epochs, self._folders = config.rung_epochs, folders
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, blocks: Sequence[str], folders: TrialFolders, *, validates: bool = False
+    ) -> None:
+        self._epochs, self._folders, self._validates = config.rung_epochs, folders, validates
         self._common = training_job(config, dataset, blocks)
 
     @property
@@ -72,13 +78,15 @@ class ProxyJobs:
 
     @property
     def validates(self) -> bool:
-        return False
+        return self._validates
 
     def refusal(self, architecture: Architecture) -> str | None:  # noqa: ARG002  (whatever can be built can be trained)
         return None
 
     def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         weights = self._folders.weights(step.number)
+        if step.validates:
+            return VALIDATE, validation(self._common, model, weights)
         kept = step.rung == len(self._epochs) - 1 and not weights.is_file()
         job = replace(
             self._common,
@@ -88,6 +96,13 @@ class ProxyJobs:
             keep=str(weights) if kept else None,
         )
         return TRAIN, dict(vars(job))  # as asdict, but that copies the whole model, leaf by leaf
+
+
+def validation(train: TrainJob, model: Mapping[str, Any], weights: Path) -> dict[str, Any]:
+    """The payload that scores the weights of a trained model on `val`."""
+    names = ("data", "root", "cache", "imgsz", "device", "threads", "blocks")
+    common = {name: getattr(train, name) for name in names}
+    return asdict(ValidateJob(str(weights), polygons=TASKS[model["head"][-1][2]] == "segment", **common))
 
 
 def training_job(config: RunConfig, dataset: Dataset, blocks: Sequence[str]) -> TrainJob:

@@ -115,15 +115,16 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
 
 
 def seen_words(store: Store, config: RunConfig) -> str:
-    """Why nothing is claimed of the held-out part where the user's own teacher may have learned from it, and how well mAP there
-    ranks as mAP on `val` does; "" where no such teacher is."""
-    path = (store.fact("teacher") or {}).get("path")
+    """Why nothing is claimed of the held-out part where the user's own checkpoint may have learned from it, and how well mAP
+    there ranks as mAP on `val` does; "" where there is none such."""
+    path = store.fact("seen")
     if path is None:
         return ""
     known = [(e.map, float(e.val["map"])) for e in store.entries if e.val is not None and (e.repeats or not config.confirm)]
     said = (
-        f"The teacher, {printable(Path(path).name)}, may have learned from the held-out part, so nothing is claimed of mAP "
-        "there: comparisons with the baseline are of the kept weights on val, and the held-out part only picks knee and best. "
+        f"The checkpoint that it began with, {printable(Path(path).name)}, may have learned from the held-out part, so nothing "
+        "is claimed of mAP there: comparisons with the baseline are of the kept weights on val, and the held-out part only "
+        "picks knee and best. "
     )
     which = "confirmed members" if config.confirm else "members that were validated"
     if len(known) < LEAST_PAIRS:

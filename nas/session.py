@@ -122,10 +122,12 @@ def run_session(
                 executor = resources.enter_context(contextlib.closing(open_executor(config, folder)))
                 if config.weights is not None and not config.imitate:
                     model = model_yaml(space.skeleton, space.baseline, dataset.nc)
-                    fitting, seconds = try_weights(WeightsJob(model, config.weights, blocks), executor, folder)
+                    job = WeightsJob(model, config.weights, list(dataset.names), blocks)
+                    fitting, fresh, seconds = try_weights(job, executor, folder)
                     store.add_seconds(lane=seconds)
+                    store.put_fact("seen", None if fresh else config.weights)
                     tell(fitting)
-                jobs: Jobs = ProxyJobs(config, dataset, blocks, trials)
+                jobs: Jobs = ProxyJobs(config, dataset, blocks, trials, validates=store.fact("seen") is not None)
                 teaching = None
                 if config.imitate:
                     teaching = Teaching(config, space, dataset, blocks, folder.absolute(), store, ledger, executor, tell)
@@ -209,8 +211,9 @@ def _report(folder: Path, store: Store, tables: Tables) -> None:
         tables.write()
 
 
-def try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str, float]:
-    """What a checkpoint gives to the unmodified skeleton, in words, and the seconds that it took to find out.
+def try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str, bool, float]:
+    """What a checkpoint gives to the unmodified skeleton, in words, whether it was trained on other classes, and the seconds
+    that it took to find out.
 
     Raises:
         StartError: nothing, or it is no checkpoint.
@@ -224,7 +227,9 @@ def try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str,
     if "fault" in event.data:
         raise StartError(event.data["fault"], event.data["cure"])
     count, of = event.data["transferred"]
-    return f"the skeleton: {count} of {of} tensors from {Path(job.weights).name}", event.seconds
+    fresh = bool(event.data["fresh"])
+    seen = "" if fresh else ", which has seen the held-out part if it was trained on train"
+    return f"the skeleton: {count} of {of} tensors from {Path(job.weights).name}{seen}", fresh, event.seconds
 
 
 def open_executor(config: RunConfig, folder: Path) -> Executor:

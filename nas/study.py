@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -31,22 +30,19 @@ from nas.review.progress import Status
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
 from nas.runs.trials import PostMortem, TrialFolders
-from nas.search.unseen import ENUMERABLE, find_unseen
+from nas.screening import REPEAT, Screening
 from nas.seeds import derive
+from nas.settling import Settling
 from nas.space.architecture import Architecture
 from nas.space.protocol import Space
+from nas.taking_up import open_again, taken_up
 from nas.under_way import HEARTBEAT_SECONDS, UnderWay
 
 log = logging.getLogger("nas")
 
 MAX_ATTEMPTS = 3
-MISSES = 5
-MANY_MISSES = 500
-DRAWS = 200
 HOUR = 3600.0
 FLAT_RESULTS = 20  # before so many results nobody can say that no more is to be found
-EVERYTHING_TRIED = "every architecture of the space was tried"
-NOTHING_NEW = f"{MANY_MISSES} proposals in a row were over a limit, forbidden, known or pruned"
 INTERRUPTED = "interrupted"
 SPENT = "budget spent"
 OVERDRAWN = 1.02  # share of the budget that nothing goes beyond, not even measuring who is on the front
@@ -98,19 +94,15 @@ class Study:
     ) -> None:
         self._config, self._space, self._store = config, space, store
         self._executor, self._ledger, self._pricing, self._proposals = executor, ledger, pricing, proposals
-        self._jobs, self._record, self._metric, self._prune = jobs, record, metric, prune
+        self._jobs, self._record, self._metric = jobs, record, metric
         self._folders, self._patience, self._clock, self._prepare = folders, patience, clock, prepare
         self._watch: Callable[[], None] = lambda: watch(self._status)
         self._climb = Climb(store, jobs.shares, config.confirm)
-        self._seen: set[str] = set()
+        self._screening = Screening(config, space, store, jobs, seeds, prune)
         self._queue: deque[Step] = deque()
         self._running = UnderWay(clock)
         self._saved = 0.0
-        self._unsure: set[int] = set()
-        self._to_time_again: deque[int] = deque()
-        self._seeds, self._seeded = seeds, deque[Architecture]()
-        self._open = True  # whether seeds are yet to be asked for
-        self._misses = 0
+        self._settling = Settling(store, folders, pricing, self._settled)
         self._keys = itertools.count()
         ledger.measuring = lambda: pricing.elapsed
         self._phase = "probe"
@@ -165,15 +157,9 @@ class Study:
         self._watch()
 
     def _resume(self) -> None:
-        """Take up an earlier session: queued and running trials wait again.
-
-        The limits may have changed since: what waits over a lower one is rejected, and what was rejected over an old one
-        may be proposed again under a higher one. The same goes for a table that has changed.
-        """
-        waiting = [entry.number for entry in self._store.reopen()]
-        self._reprice()
-        for entry in map(self._store.__getitem__, waiting):
-            reason = self._broken(entry)
+        """Take up an earlier session: queued and running trials wait again; what waits over a limit is rejected, and what was
+        rejected over one that is higher now may be proposed again."""
+        for entry, reason in taken_up(self._store, self._pricing, self._config.limits):
             if reason and entry.results:
                 self._store.rest(entry.number)
             elif reason:
@@ -183,28 +169,11 @@ class Study:
         entries = self._store.entries
         for entry in entries:
             self._compare(entry)
-        slow = [e for e in entries if e.state == "rejected" and e.price]
-        now = self._pricing.renewed([(e.architecture, e.price or {}) for e in slow])
-        broken = [self._pricing.broken(price) for price in now]
-        self._proposals.open_again |= {e.number for e, reason in zip(slow, broken, strict=True) if reason is None}
-        self._seen = {e.architecture.id for e in entries if e.number not in self._proposals.open_again and e.reason != "repeat"}
+        self._proposals.open_again = open_again(self._store, self._pricing)
+        self._screening.resume(entries, self._proposals.open_again)
         for entry in entries:
             if (entry.price or {}).get("source") == "measured":
                 self._pricing.remember(entry.architecture)
-
-    def _reprice(self) -> None:
-        """What waits or has ended gets the price that is known for it now."""
-        priced = [e for e in self._store.entries if e.state in {"queued", "paused", "done"} and e.price]
-        now = self._pricing.renewed([(e.architecture, e.price or {}) for e in priced])
-        for entry, price in zip(priced, now, strict=True):
-            if price != entry.price:
-                self._store.reprice(entry.number, price, self._config.limits.excess(price))
-
-    def _broken(self, entry: Entry) -> str | None:
-        """The limit that a priced trial breaks; the baseline is trained in any case."""
-        if entry.price is None or entry.architecture.is_skeleton:
-            return None
-        return self._pricing.broken(entry.price)
 
     @property
     def _within_reach(self) -> bool:
@@ -234,16 +203,17 @@ class Study:
             raise self._hopeless
         if self._ledger.exhausted(self._elapsed):
             self._stop_running()
-            self._pricing.stop(but=self._unsure)
+            self._pricing.stop(but=self._settling)
             self._exhausted = self._exhausted or SPENT  # what is stopped may have cost a little less than it seemed
             if self._ledger.exhausted(self._elapsed, OVERDRAWN):
-                self._leave_unsure()
+                self._pricing.stop(but=())
+                self._settling.leave()
         return True
 
     @property
     def _wait(self) -> float:
         """How long nothing but news can matter: the budget may end before the next of them."""
-        share = OVERDRAWN if self._unsure and self._ledger.exhausted(self._elapsed) else 1.0
+        share = OVERDRAWN if self._settling and self._ledger.exhausted(self._elapsed) else 1.0
         return max(0.0, min(self._patience, self._ledger.time_left(len(self._running), self._elapsed, share)))
 
     def _wants_more(self) -> bool:
@@ -257,7 +227,7 @@ class Study:
         devices = self._ledger.cost(self._config.workers) if self._ledger.budget.kind == "wall" else 1
         front, validates = self._folders.front, self._jobs.validates
         reserve = self._climb.reserve(front, self._ledger.budget.amount, devices, validates=validates)
-        reserve += len(self._unsure) * self._pricing.typical_seconds
+        reserve += self._settling.seconds
         return self._ledger.fits(self._elapsed, waiting, fresh=self._running.fresh, reserve=reserve)
 
     @property
@@ -267,50 +237,14 @@ class Study:
 
     def _use_lane(self) -> None:
         """The lane is free: what needs to be measured comes first, what makes predictions better last."""
-        if not self._settle() and not self._ledger.exhausted(()) and not self._time_again():
+        if not self._settling.measure() and not self._ledger.exhausted(()) and not self._settling.measure_again():
             self._pricing.calibrate()
-
-    def _settle(self) -> bool:
-        """Measure a trained architecture that a prediction has brought to the front; whether one is being measured.
-
-        So nobody's place on the front is predicted, unless the budget ends before (`_leave_unsure`); what a measured trial
-        dominates even at its best needs no measurement.
-        """
-        while self._unsure:
-            entry = max((self._store[number] for number in self._unsure), key=lambda e: (e.map, -e.number))
-            price = entry.price or {}
-            if self._folders.dominated(entry.map, price["low"]):
-                self._unsure.remove(entry.number)
-                self._folders.ended(entry, feasible=True)
-                continue
-            known = self._pricing.ask(entry.number, entry.architecture, measured=True)
-            if known is None:
-                return True
-            self._settled(entry.number, known)
-        return False
-
-    def _leave_unsure(self) -> None:
-        """No more can be measured: who was predicted to be on the front is, and a larger budget measures it first."""
-        self._pricing.stop(but=())
-        for number in sorted(self._unsure):
-            log.warning("trial %d: its latency stays predicted: the budget has ended", number)
-            self._folders.ended(self._store[number], feasible=True)
-        self._unsure.clear()
 
     def _settled(self, number: int, price: Mapping[str, Any]) -> None:
         """A trained architecture was predicted and is measured now, or measured again."""
-        self._unsure.discard(number)
         self._store.reprice(number, price, self._config.limits.excess(price))
         self._compare(self._store[number])
         self._record()
-
-    def _time_again(self) -> bool:
-        """Measure a confirmed trial once more; whether one is being measured."""
-        if not self._to_time_again:
-            return False
-        number = self._to_time_again.popleft()
-        self._pricing.again(number, self._architecture(number))
-        return True
 
     def _next(self) -> Step | None:
         """What to train now: what is promoted, what waits, and when nothing more is proposed, what is to be confirmed."""
@@ -337,7 +271,7 @@ class Study:
     @property
     def _explored(self) -> bool:
         """Whether nothing more will be proposed."""
-        if not len(self._store) or self._store.counts["proposed"] or self._unsure:
+        if not len(self._store) or self._store.counts["proposed"] or self._settling:
             return False
         return self._exhausted is not None or not self._has_room(0)
 
@@ -352,38 +286,20 @@ class Study:
         return self._has_room(0)
 
     def _propose(self, fixed: Architecture | None = None) -> None:
-        """Ask for one architecture and have it priced; a repeat or a forbidden one is rejected at once.
-
-        Where the sampler finds nothing new, look for one ourselves.
-        """
+        """Ask for one architecture and have it priced, unless it is refused at once."""
         number = len(self._store)
-        fixed = fixed or self._seed()
-        if fixed is None and self._misses >= MISSES:
-            rng = random.Random(derive(self._config.seed, number, "fallback"))
-            fixed = find_unseen(self._space, self._seen, self._one_within(rng), self._config.imgsz, rng)
-            if fixed is None:
-                self._exhausted = EVERYTHING_TRIED if self._space.size <= ENUMERABLE else NOTHING_NEW
-                return
-            if self._misses >= MANY_MISSES:
-                self._exhausted = NOTHING_NEW
-                return
+        fixed = fixed or self._screening.first(number)
+        if self._screening.exhausted:
+            self._exhausted = self._screening.exhausted
+            return
         architecture = self._store.propose(self._space, self._proposals.sampler(number, fixed), fixed).architecture
-        if architecture.id in self._seen:
-            self._reject(number, "repeat")
-            return
-        self._seen.add(architecture.id)
-        self._look_ahead()
-        rule = self._space.forbidding_rule(architecture, self._config.imgsz)
-        if rule is not None and not architecture.is_skeleton:
-            self._reject(number, f"forbidden: {rule.text}")
-            return
-        if (refusal := self._jobs.refusal(architecture)) is not None:
-            self._reject(number, f"invalid: {refusal}")
-            return
-        if (worse := self._prune(architecture)) is not None:
-            self._reject(number, f"pruned: {worse}")
-            return
-        self._price(number)
+        refusal = self._screening.refusal(architecture)
+        if refusal != REPEAT:
+            self._look_ahead()
+        if refusal is None:
+            self._price(number)
+        else:
+            self._reject(number, refusal)
 
     def _look_ahead(self) -> None:
         """What more of the budget would be worth; the end of proposing where that is less than was asked for."""
@@ -394,22 +310,6 @@ class Study:
         outlook = self._proposals.outlook
         if least is not None and outlook is not None and ranked >= FLAT_RESULTS and outlook.gain < least:
             self._exhausted = f"flat: another device-hour is expected to raise the hypervolume by {outlook.gain:.2%}"
-
-    def _one_within(self, rng: random.Random) -> Architecture | None:
-        """A trial's architecture that is within the limits, if some draws find one."""
-        drawn = (self._store[rng.randrange(len(self._store))] for _ in range(DRAWS))
-        return next((e.architecture for e in drawn if e.state in {"done", "paused", "queued", "running"}), None)
-
-    def _seed(self) -> Architecture | None:
-        """The next architecture that somebody wants to see first, if it is new."""
-        if self._open and (found := self._seeds()) is not None:
-            self._open = False
-            self._seeded.extend(found)
-        while self._seeded:
-            architecture = self._seeded.popleft()
-            if architecture.id not in self._seen:
-                return architecture
-        return None
 
     def _price(self, number: int) -> None:
         """Have a proposal priced, unless somebody asked to stop: a resumed search then draws it again."""
@@ -424,12 +324,12 @@ class Study:
         if reason is not None and not self._architecture(number).is_skeleton:
             self._reject(number, reason, price)
             return
-        self._misses = 0
+        self._screening.hit()
         self._store.queue(number, price, self._config.limits.excess(price))
         self._queue.append(Step(number, 0))
 
     def _reject(self, number: int, reason: str, price: Mapping[str, Any] | None = None) -> None:
-        self._misses += 1
+        self._screening.missed()
         self._store.reject(number, reason, price)
         log.info("trial %d rejected: %s", number, reason)
 
@@ -452,12 +352,11 @@ class Study:
     def _take_price(self, event: Event) -> None:
         told = self._pricing.take(event)
         if isinstance(told, Priced) and self._store[told.number].state == "done":
-            self._settled(told.number, told.price)
+            self._settling.take(told.number, told.price)
         elif isinstance(told, Priced):
             self._priced(told.number, told.price)
         elif isinstance(told, Unpriced) and self._store[told.number].state == "done":
-            self._unsure.discard(told.number)
-            log.warning("trial %d: its latency stays as it is: %s", told.number, told.reason)
+            self._settling.give_up(told.number, told.reason)
         elif isinstance(told, Unpriced):
             reason = f"invalid: {told.reason}"
             self._reject(told.number, reason)
@@ -520,8 +419,7 @@ class Study:
             self._store.confirm(number, cost, data)
             maps = ", ".join(f"{value:.4f}" for value in self._store[number].maps)
             log.info("trial %d confirmed: %s %s", number, what, maps)
-            if self._pricing.measures and (self._store[number].price or {}).get("times", 1) < 2:
-                self._to_time_again.append(number)
+            self._settling.add_again(number)
         else:
             if (skipped := data.get("skipped")) and number == 0:
                 log.warning("%d images cannot be read and are left out: %s", len(skipped), ", ".join(skipped))
@@ -566,7 +464,7 @@ class Study:
         if entry.state != "done":
             return
         if feasible and entry.price.get("source") == "predicted" and self._pricing.measures:
-            self._unsure.add(entry.number)
+            self._settling.add(entry.number)
             return
         self._folders.ended(entry, feasible=feasible)
 

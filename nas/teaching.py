@@ -20,11 +20,11 @@ from nas.dataset.description import Dataset
 from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Lost, Progress, Result
 from nas.execution.imitate import ASSEMBLE, IMITATE, MEET, TUNE, AssembleJob, ImitateJob, TeacherJob
-from nas.execution.validate import VALIDATE, ValidateJob
+from nas.execution.validate import VALIDATE
 from nas.execution.work import TRAIN, TrainJob
 from nas.imitation.alternatives import Alternative, alternative_of, alternatives_of
 from nas.imitation.library import Library
-from nas.jobs import Step, training_job
+from nas.jobs import Step, training_job, validation
 from nas.pricing import POLL_SECONDS, Pricing
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
@@ -102,9 +102,14 @@ class Teaching:
         return asdict(teacher_job(self._train, self._skeleton, path or str(self._folder / "teacher.pt")))
 
     @property
-    def has_seen_all(self) -> bool:
-        """Whether the teacher is the user's own, so that it may have learned from the held-out part."""
+    def is_users_own(self) -> bool:
+        """Whether the teacher is the user's checkpoint as it is."""
         return (self._store.fact("teacher") or {}).get("path") is not None
+
+    @property
+    def has_seen_all(self) -> bool:
+        """Whether the teacher, or what its training began with, may have learned from the held-out part."""
+        return self._store.fact("seen") is not None
 
     @property
     def _skeleton(self) -> dict[str, Any]:
@@ -115,13 +120,16 @@ class Teaching:
         path, start = self._config.weights, None
         if path is not None:
             told = self._meet(path)
-            if "shortfall" not in told:
-                self._settle(
-                    path, told, f"the teacher is {Path(path).name}: it has seen the held-out part if it was trained on train"
-                )
+            if not told:
                 return
-            start, path = path, None
-            self._say(f"{Path(start).name} is no teacher as it is ({told['shortfall']}): the teacher's training starts from it")
+            name = Path(path).name
+            if not told.get("fresh"):
+                self._store.put_fact("seen", path)
+            if "shortfall" not in told:
+                self._settle(path, told, f"the teacher is {name}: it has seen the held-out part if it was trained on train")
+                return
+            start = path
+            self._say(f"{name} is no teacher as it is ({told['shortfall']}): the teacher's training starts from it")
         kept = str(self._folder / "teacher.pt")
         if not Path(kept).is_file():
             epochs = self._epochs(start)
@@ -138,7 +146,8 @@ class Teaching:
         if "shortfall" in told:
             raise StoppedError(f"what was trained is no teacher: {told['shortfall']}", "search with --from-scratch")
         if told:
-            self._settle(None, told, "the teacher was trained here, without the held-out part")
+            begun = f", but from {Path(start).name}, which may have seen it" if start and self.has_seen_all else ""
+            self._settle(None, told, f"the teacher was trained here, without the held-out part{begun}")
 
     def _epochs(self, start: str | None) -> int | None:
         """How long the teacher is trained: by what one epoch costs, so that it takes no more than its share of the budget."""
@@ -348,7 +357,7 @@ class AssembledJobs:
 
     def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if step.validates:
-            return VALIDATE, asdict(self._validation(step.number))
+            return VALIDATE, validation(self._train, model, self._folders.weights(step.number))
         assembled = AssembleJob(**self._teaching.job(), model=model, library=str(self._teaching.library.folder))
         if step.rung == 0:
             return ASSEMBLE, asdict(assembled)
@@ -361,14 +370,8 @@ class AssembledJobs:
             weights=str(start),
             until=self._epochs[step.rung - 1],
             # one that was trained here had no time to end: networks soon know better, and it would hold them back
-            teacher=assembled.teacher if self._teaching.has_seen_all else None,
+            teacher=assembled.teacher if self._teaching.is_users_own else None,
             state=str(self._folders.state(step.number, step.repeat)),
             keep=str(weights) if kept else None,
         )
         return TUNE, {"assemble": asdict(replace(assembled, keep=str(start))), "train": asdict(train)}
-
-    def _validation(self, number: int) -> ValidateJob:
-        names = ("data", "root", "cache", "imgsz", "device", "threads", "blocks")
-        common = {name: getattr(self._train, name) for name in names}
-        polygons = self._space.skeleton.task == "segment"
-        return ValidateJob(str(self._folders.weights(number)), polygons=polygons, **common)

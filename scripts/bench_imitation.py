@@ -7,7 +7,8 @@ A teacher is trained, all alternatives of a space learn from it, and architectur
 (so that "stay near the teacher" cannot rank them). Final is what a user gets: the assembled network, trained on.
 
 a: Kendall's tau-b of every cheap score with the final mAP, 90% bootstrap interval over architectures, the partial tau given
-   the number of replaced slots, and the CPU seconds that an architecture costs.
+   the number of replaced slots, and the CPU seconds that an architecture costs. The final of another seed stands beside them:
+   no score can be expected to rank better than what it is to foretell ranks itself.
 b: mAP and cost of the final beside trainings from scratch, of two seeds, up to as long as the teacher's own.
 c: whole searches at equal budgets under a latency limit (`bench_imitation_searches.py`). Give it the machine alone.
 
@@ -181,12 +182,13 @@ def stages(plan: Plan) -> list[list[Job]]:
     if "a" in options.parts:
         found.append([plan.assemble(a, 4) for a in plan.architectures])
         found.append([plan.scratch(a, options.short, 2) for a in plan.architectures])
+        found.append([plan.final(a, options.final, 2) for a in plan.architectures])
     if "b" in options.parts:
         some = plan.architectures[:: max(1, len(plan.architectures) // options.converged)][: options.converged]
-        found.append([plan.scratch(a, options.scratch, 1) for a in plan.architectures])
         found.append([plan.scratch(a, options.teacher, 1) for a in some])
-        found.append([plan.final(a, options.final, 2) for a in plan.architectures])
+        found.append([plan.final(a, options.final, 2) for a in plan.architectures] if "a" not in options.parts else [])
         found.append([plan.scratch(a, options.teacher, 2) for a in some])
+        found.append([plan.scratch(a, options.scratch, 1) for a in plan.architectures])
     return found
 
 
@@ -282,6 +284,7 @@ def table_a(plan: Plan, kept: Kept) -> dict[str, Any]:
             scores["additive"].append((row, -rise, 0.0))
         jobs = {"assembled": plan.assemble(architecture, 0), "assembled_settled": plan.assemble(architecture, 4)}
         jobs["scratch"] = plan.scratch(architecture, options.short, 2)
+        jobs["final_again"] = plan.final(architecture, options.final, 2)
         for name, job in jobs.items():
             if (told := kept.get(job)) is not None:
                 scores[name].append((row, told["map"], told["cpu"]))

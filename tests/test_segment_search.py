@@ -66,6 +66,10 @@ def test_masks_are_what_a_segmentation_search_ranks_by(run: Path) -> None:
     summary = json.loads((run / "front.json").read_text())["run"]
     assert (summary["metric"], summary["weights"]) == ("mask mAP50-95", "best.pt")
     assert "from best.pt" in summary["fidelity"]
+    # best.pt was trained on the whole of train: what is claimed is of val
+    assert "The checkpoint that it began with, best.pt, may have learned from the held-out part" in summary["seen"]
+    members = json.loads((run / "front.json").read_text())["records"]
+    assert members and all(0 <= member["val"] <= 1 for member in members)
     assert "trial 1 done: mask mAP50-95" in (run / "search.log").read_text()
     winner = (run / "winner.yaml").read_text()
     assert "# proxy mask mAP50-95" in winner and 'YOLO("winner.yaml").load("best.pt")' in winner

@@ -1083,7 +1083,7 @@ def test_what_a_users_teacher_may_have_seen_is_no_claim(make_lab):
     assert lab.summary().seen == ""
     members = sum(e.val is not None for e in lab.store.entries)
     assert members >= 5
-    lab.store.put_fact("teacher", {"path": "/x/best.pt", "digest": "d", "map": 0.4})
+    lab.store.put_fact("seen", "/x/best.pt")
     told = lab.summary()
     assert "best.pt, may have learned from the held-out part" in told.meaning and "Hypervolume" not in told.meaning
     assert (
@@ -1091,7 +1091,7 @@ def test_what_a_users_teacher_may_have_seen_is_no_claim(make_lab):
     )
     lab.config["confirm"] = 1
     assert "cannot be said of 0 confirmed members" in lab.summary().seen
-    lab.store.put_fact("teacher", {"path": None, "digest": "d", "map": 0.4})
+    lab.store.put_fact("seen", None)
     assert lab.summary().seen == ""
 
 

@@ -152,14 +152,18 @@ def test_without_a_checkpoint_the_teacher_is_trained_for_its_share(lab):
     assert any("30 epochs, within 30% of the budget" in line for line in own.said)
 
 
-def test_a_checkpoint_of_other_classes_starts_the_teachers_training(lab):
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_checkpoint_that_is_no_teacher_starts_the_teachers_training(lab, fresh):
+    """One of these classes, but another skeleton, may have learned from the held-out part, and so has what begins with it."""
     own = lab(weights="coco.pt", budget="20trials")
-    met = iter([{"shortfall": "it knows 80 classes, the data has 2"}, {"digest": "d", "map": 0.3}])
+    met = iter([{"shortfall": "it knows 80 classes, the data has 2", "fresh": fresh}, {"digest": "d", "map": 0.3}])
     workers = Workers(fate=lambda attempt: next(met) if attempt.kind == MEET else None)
     own.run(workers)
     assert workers.kinds()[:3] == [MEET, TRAIN, MEET]
     assert workers.started[1].payload["weights"] == "coco.pt" and workers.started[1].payload["rungs"] == [30]
     assert any("it knows 80 classes" in line for line in own.said)
+    assert own.store.fact("seen") == (None if fresh else "coco.pt")
+    assert any("coco.pt, which may have seen it" in line for line in own.said) is not fresh
 
 
 @pytest.mark.parametrize("died", [0, 1, 2])

@@ -69,19 +69,21 @@ class AssembleJob(TeacherJob):
 
 
 def meet(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)
-    """The teacher of a `TeacherJob`: its `digest`, `map` and `map50` on the held-out part; `{shortfall}` where the checkpoint
-    can only start a teacher's training, `{fault, cure}` where it is good for nothing."""
+    """The teacher of a `TeacherJob`: its `digest`, `map` and `map50` on the held-out part; `{shortfall, fresh}` where the
+    checkpoint can only start a teacher's training, `fresh` if it was trained on other classes; `{fault, cure}` where it is good
+    for nothing."""
     import torch  # noqa: PLC0415  (workers only)
 
     from nas.errors import InputError  # noqa: PLC0415
     from nas.imitation.teacher import refuse_worthless, shortfall  # noqa: PLC0415
     from nas.yolo.metrics import evaluate  # noqa: PLC0415
+    from nas.yolo.weights import other_classes, read_weights  # noqa: PLC0415
 
     job = TeacherJob(**payload)
     try:
         _load_blocks(job)
         if reason := shortfall(Path(job.teacher), job.skeleton, job.names):
-            return {"shortfall": reason}
+            return {"shortfall": reason, "fresh": other_classes(read_weights(Path(job.teacher)), job.names) is not None}
         torch.set_num_threads(job.threads)
         _, held_out, nc = _images(job)
         teacher, device = _teacher(job), torch.device(job.device)

@@ -107,10 +107,11 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class WeightsJob:
-    """Try the checkpoint `weights` on the skeleton `model`."""
+    """Try the checkpoint `weights` on the skeleton `model`; `names` are the data's classes."""
 
     model: Mapping[str, Any]
     weights: str
+    names: list[str]
     blocks: list[str] = field(default_factory=list)
 
 
@@ -341,14 +342,15 @@ def _scored(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision:
 
 
 def try_weights(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)
-    """How many of how many tensors a `WeightsJob`'s checkpoint gives to the skeleton, `{transferred}`, or why it cannot be
-    used, `{fault, cure}`."""
+    """How many of how many tensors a `WeightsJob`'s checkpoint gives to the skeleton, and whether it was trained on other
+    classes, `{transferred, fresh}`; or why it cannot be used, `{fault, cure}`."""
     from nas.errors import InputError  # noqa: PLC0415
-    from nas.yolo.weights import check  # noqa: PLC0415
+    from nas.yolo.weights import check, other_classes, read_weights  # noqa: PLC0415
 
     job = WeightsJob(**payload)
     try:
-        return {"transferred": check(Path(job.weights), _built(job))}
+        given = check(Path(job.weights), _built(job))
+        return {"transferred": given, "fresh": other_classes(read_weights(Path(job.weights)), job.names) is not None}
     except InputError as error:
         return {"fault": error.message, "cure": error.hint}
 

@@ -12,7 +12,7 @@ import torch
 
 from nas.errors import InputError, StartError
 from nas.yolo.build import build
-from nas.yolo.weights import check, read_weights, transfer
+from nas.yolo.weights import check, other_classes, read_weights, transfer
 
 WORTHLESS = 0.02  # mAP50-95 below which a teacher has nothing to teach
 
@@ -72,12 +72,8 @@ def shortfall(path: Path, skeleton: Mapping[str, Any], names: Sequence[str]) -> 
     head = f"model.{len(model.model) - 1}."
     if {n: s for n, s in own.items() if not n.startswith(head)} != {n: s for n, s in theirs.items() if not n.startswith(head)}:
         return "its layers are not all those of the skeleton"
-    nc = int(source.model[-1].nc)
-    if nc != len(names):
-        return f"it knows {nc} classes, the data has {len(names)}"
-    known = [str(source.names[number]) for number in range(nc)] if len(getattr(source, "names", ())) == nc else []
-    if known and known != [str(number) for number in range(nc)] and known != list(names):
-        return f"it knows other classes ({', '.join(known[:3])}{', …' if nc > 3 else ''})"
+    if reason := other_classes(source, names):
+        return reason
     return "its head is not that of the skeleton" if own != theirs else None
 
 

@@ -6,6 +6,7 @@ package come alive in it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -62,6 +63,17 @@ def transfer(model: BaseModel, source: BaseModel) -> tuple[int, int]:
     model.load(known, verbose=False)
     own = model.state_dict()
     return len(intersect_dicts(known.state_dict(), own)), len(own)
+
+
+def other_classes(source: BaseModel, names: Sequence[str]) -> str | None:
+    """That a checkpoint was trained on other classes than these, in words; None where it may have been trained on these."""
+    nc = int(source.model[-1].nc)
+    if nc != len(names):
+        return f"it knows {nc} classes, the data has {len(names)}"
+    known = [str(source.names[number]) for number in range(nc)] if len(getattr(source, "names", ())) == nc else []
+    if known and known != [str(number) for number in range(nc)] and known != list(names):
+        return f"it knows other classes ({', '.join(known[:3])}{', …' if nc > 3 else ''})"
+    return None
 
 
 def check(path: Path, skeleton: BaseModel) -> tuple[int, int]:

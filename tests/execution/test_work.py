@@ -190,9 +190,9 @@ def test_a_checkpoint_is_where_training_starts(job: TrainJob, tmp_path: Path) ->
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     scratch = train(asdict(replace(start, weights=None)), 7, lambda report: None)
     assert scratch["loss_curve"] != first["loss_curve"] and "transferred" not in scratch
-    told = try_weights({"model": job.model, "weights": start.weights}, 0, lambda report: None)
-    assert told == {"transferred": (493, 499)}
-    wrong = try_weights({"model": job.model, "weights": job.data}, 0, lambda report: None)
+    told = try_weights({"model": job.model, "weights": start.weights, "names": job.names}, 0, lambda report: None)
+    assert told == {"transferred": (493, 499), "fresh": True}
+    wrong = try_weights({"model": job.model, "weights": job.data, "names": job.names}, 0, lambda report: None)
     assert "not a checkpoint" in wrong["fault"] and wrong["cure"]
     # a head of another width is what is timed, since it is what is trained
     payload = {"model": job.model, "target": "cpu:torch", "imgsz": 32, "allow_noisy": True}

@@ -13,8 +13,8 @@ from nas.config import RunConfig
 from nas.errors import NasError
 from nas.execution.simulate import Faults, Leave
 from nas.runs.store import Store
+from nas.screening import EVERYTHING_TRIED
 from nas.simulate.play import Play
-from nas.study import EVERYTHING_TRIED
 from tests.simulate.tables import small
 
 
