@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nas.assembled import ASSEMBLED_SHARE
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
 from nas.errors import StartError, StoppedError
@@ -25,9 +26,10 @@ from nas.review.record import duration
 from nas.search.ladder import FACTOR
 from nas.space.architecture import model_yaml
 from nas.space.search_space import SearchSpace
-from nas.teaching import ASSEMBLED_SHARE, IMITATE_SHARE, in_turn, library_of, teacher_epochs, teacher_job
+from nas.teaching import IMITATE_SHARE, in_turn, library_of, teacher_epochs, teacher_job
 
 REHEARSED = 3  # alternatives
+NEVER_ENOUGH = -1e9  # all rounds are to be timed
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Learning:
     image: float
 
     def seconds(self, count: int, images: int) -> tuple[float, float]:
-        """Of so many alternatives, where none needs a second round and where all do."""
-        epochs = ROUNDS[0], sum(ROUNDS)
+        """Of so many alternatives, where all are good enough as they begin and where all go through all rounds."""
+        epochs = 0, sum(ROUNDS)
         low, high = (count * (self.beside + each * images * self.image) for each in epochs)
         return low, high
 
@@ -102,7 +104,8 @@ def rehearse_learning(space: SearchSpace, train: TrainJob, images: int, executor
     if not some:
         return Learning(0.0, 0.0)
     common = asdict(teacher_job(train, train.model, str(train.keep)))
-    job = ImitateJob(**common, alternatives=[alternative.plain() for alternative in some], library=str(folder / "library"))
+    plain = [alternative.plain() for alternative in some]
+    job = ImitateJob(**common, alternatives=plain, library=str(folder / "library"), lessons={"enough": NEVER_ENOUGH})
     _, reports, seconds = _done(executor, Attempt("learn", IMITATE, asdict(job)), folder)
     lessons = [report for report in reports if report.data.get("students")]  # the others are signs of life
     epochs = [

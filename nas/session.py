@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nas.assembled import AssembledJobs
 from nas.cache import cache_root, room_for_images
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
@@ -44,7 +45,7 @@ from nas.space.memory import attention_notes
 from nas.space.reader import read_space
 from nas.status import Heartbeat
 from nas.study import INTERRUPTED, Study
-from nas.teaching import AssembledJobs, Teaching
+from nas.teaching import Teaching
 
 log = logging.getLogger("nas")
 

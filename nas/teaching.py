@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,14 @@ from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
 from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Event, Executor, Lost, Progress, Result
-from nas.execution.imitate import ASSEMBLE, IMITATE, MEET, TUNE, AssembleJob, ImitateJob, TeacherJob
-from nas.execution.validate import VALIDATE
+from nas.execution.imitate import IMITATE, MEET, ImitateJob, TeacherJob
 from nas.execution.work import TRAIN, TrainJob
-from nas.imitation.alternatives import Alternative, alternative_of, alternatives_of
+from nas.imitation.alternatives import Alternative, alternatives_of
 from nas.imitation.library import Library
-from nas.jobs import Step, training_job, validation
+from nas.jobs import training_job
 from nas.pricing import POLL_SECONDS, Pricing
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
-from nas.runs.trials import TrialFolders
-from nas.search.ladder import FACTOR
 from nas.seeding import additive_members
 from nas.seeds import derive
 from nas.space.architecture import Architecture, model_yaml
@@ -40,8 +39,7 @@ log = logging.getLogger("nas")
 TEACH_SHARE, IMITATE_SHARE = 0.3, 0.2  # of the budget, at most
 TEACHER_EPOCHS = 100  # at most; in a budget of trials so many times the epochs of one
 TIMES_A_TRIAL = 6
-GROUP = 24  # alternatives that learn together
-ASSEMBLED_SHARE = 1 / 9  # of a stratum of assembled networks that is trained on: they rank well and cost next to nothing
+GROUP, FIRST_GROUP = 24, 4  # alternatives that learn together, at most, and before it is known what one costs
 TRIES = 3
 
 
@@ -185,11 +183,8 @@ class Teaching:
         self._say(
             f"library: {len(wanted) - len(todo):,} of {len(wanted):,} alternatives have learned already ({library.folder.name})"
         )
-        jobs = [
-            (IMITATE, asdict(ImitateJob(**self.job(), alternatives=[a.plain() for a in group], library=str(library.folder))))
-            for group in (todo[begin : begin + GROUP] for begin in range(0, len(todo), GROUP))
-        ]
-        self._done("imitate", jobs, enough=self._imitated_enough)
+        pace = Pace(self._imitation_seconds(), self._config.workers, self._store.seconds("imitate"))
+        self._done("imitate", self._groups(todo, pace), pace)
         learned = [entry for a in wanted if (entry := library.get(a)) is not None]
         for entry in learned:
             if entry.dropped:
@@ -198,31 +193,42 @@ class Teaching:
         if later := sum(each.key not in failed for each in library.missing(wanted)):
             self._say(f"{later:,} alternatives are left to learn when an architecture needs them")
 
-    def _imitated_enough(self) -> bool:
+    def _imitation_seconds(self) -> float:
+        """Device seconds that the phase may take."""
         budget = self._ledger.budget
         if budget.kind == "trials":
-            return False
-        devices = self._ledger.cost(self._config.workers) if budget.kind == "wall" else 1
-        return self._store.seconds("imitate") / devices >= IMITATE_SHARE * budget.amount
+            return math.inf
+        return IMITATE_SHARE * budget.amount * (self._ledger.cost(self._config.workers) if budget.kind == "wall" else 1)
+
+    def _groups(self, todo: Sequence[Alternative], pace: Pace) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """A job for each group, made when it is to begin: as many alternatives as the phase has time for by then."""
+        left, folder = deque(todo), str(self.library.folder)
+        while left and (size := min(pace.group(), len(left))):
+            group = [left.popleft().plain() for _ in range(size)]
+            yield IMITATE, asdict(ImitateJob(**self.job(), alternatives=group, library=folder))
 
     def _done(
-        self, phase: str, jobs: Sequence[tuple[str, Mapping[str, Any]]], enough: Callable[[], bool] = lambda: False
+        self, phase: str, jobs: Iterable[tuple[str, Mapping[str, Any]]], pace: Pace | None = None
     ) -> list[dict[str, Any]] | None:
         """Run jobs side by side and return their results; None where somebody asked to stop. Lost ones are tried again.
 
         Args:
-            enough: whether no more of them need to start.
+            jobs: the next one is asked for when there is room for it.
+            pace: told what jobs of imitation cost.
         """
-        left = [(kind, payload, 1) for kind, payload in jobs]
+        fresh = ((kind, payload, 1) for kind, payload in jobs)
+        again: list[tuple[str, Mapping[str, Any], int]] = []
         running: dict[str, tuple[str, Mapping[str, Any], int]] = {}
         results: list[dict[str, Any]] = []
-        while left or running:
-            while left and self._executor.free > 0 and not self._stopping() and not enough():
-                job = left.pop(0)
+        while True:
+            while self._executor.free > 0 and not self._stopping():
+                job = again.pop(0) if again else next(fresh, None)
+                if job is None:
+                    break
                 attempt = Attempt(f"{phase}{next(self._keys)}", job[0], job[1], derive(self._config.seed, 0, phase))
                 running[attempt.key] = job
                 self._executor.start(attempt)
-            if not running and (self._executor.free or self._stopping() or enough()):
+            if not running and (self._executor.free or self._stopping()):
                 break
             self._wait(phase)
             if self._ledger.exhausted(()):
@@ -238,11 +244,13 @@ class Teaching:
                 if isinstance(event, Progress):
                     continue
                 kind, payload, count = running.pop(event.key)
+                if pace is not None:
+                    pace.ended(len(payload["alternatives"]), self._ledger.cost(event.seconds))
                 if isinstance(event, Lost) and count < TRIES:
                     log.warning("%s: lost (%s): tried again", phase, event.reason)
-                    left.insert(0, (kind, payload, count + 1))
+                    again.insert(0, (kind, payload, count + 1))
                 elif kind == IMITATE and not isinstance(event, Result):
-                    left[:0] = [(kind, part, 1) for part in self._halved(payload, event.reason)]
+                    again[:0] = [(kind, part, 1) for part in self._halved(payload, event.reason)]
                 else:
                     results.append(self._result(phase, event))
         return None if self._stopping() else results
@@ -275,6 +283,43 @@ class Teaching:
         """What an attempt has used since the last time."""
         self._store.add_seconds(**{phase: self._ledger.cost(max(0.0, seconds - self._charged.get(key, 0.0)))})
         self._charged[key] = seconds
+
+
+class Pace:
+    """How many alternatives learn together next, so that the phase keeps to its time: a group that began cannot be cut.
+
+    Args:
+        seconds: device seconds that the phase may take.
+        workers: who learn side by side.
+        used: what an earlier session has taken of them.
+    """
+
+    def __init__(self, seconds: float, workers: int, used: float) -> None:
+        self._left, self._workers = seconds - used, workers
+        self._under_way = self._learned = 0
+        self._cost = 0.0
+
+    def group(self) -> int:
+        """How many begin now; 0 where there is no time for one. The first ones show what one costs."""
+        if math.isinf(self._left):
+            size = GROUP
+        elif self._left <= 0:
+            return 0
+        elif not self._learned:
+            size = FIRST_GROUP
+        else:
+            each = self._cost / self._learned
+            room = (self._left - each * self._under_way) / each
+            size = min(GROUP, math.ceil(room / self._workers)) if room >= 1 else 0
+        self._under_way += size
+        return size
+
+    def ended(self, count: int, cost: float) -> None:
+        """So many have learned, or failed, at that many device seconds."""
+        self._under_way = max(0, self._under_way - count)
+        self._learned += count
+        self._cost += cost
+        self._left -= cost
 
 
 def teacher_epochs(budget: Budget, epochs: int, seconds: float) -> int:
@@ -320,58 +365,3 @@ def in_turn(space: SearchSpace) -> Iterator[Alternative]:
             if alternative is not None and alternative.key not in seen:
                 seen.add(alternative.key)
                 yield alternative
-
-
-class AssembledJobs:
-    """Trainings of a search by imitation: rung 0 is the assembled network as it is, those above train it on.
-
-    Args:
-        teaching: after its `run`.
-        folders: where the state and the weights of each trial go.
-    """
-
-    def __init__(
-        self, config: RunConfig, space: SearchSpace, teaching: Teaching, train: TrainJob, folders: TrialFolders
-    ) -> None:
-        self._epochs, self._space, self._teaching, self._train, self._folders = (
-            config.rung_epochs,
-            space,
-            teaching,
-            train,
-            folders,
-        )
-
-    @property
-    def shares(self) -> Sequence[float]:
-        return [ASSEMBLED_SHARE, *[1 / FACTOR] * (len(self._epochs) - 1)]
-
-    @property
-    def validates(self) -> bool:
-        return self._teaching.has_seen_all
-
-    def refusal(self, architecture: Architecture) -> str | None:
-        for placement in architecture.placements:
-            if reason := self._teaching.dropped(alternative_of(self._space, placement)):
-                return f"{placement.slot}: {placement.block} could not learn from the teacher: {reason}"
-        return None
-
-    def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        if step.validates:
-            return VALIDATE, validation(self._train, model, self._folders.weights(step.number))
-        assembled = AssembleJob(**self._teaching.job(), model=model, library=str(self._teaching.library.folder))
-        if step.rung == 0:
-            return ASSEMBLE, asdict(assembled)
-        start = self._folders.folder(step.number) / f"assembled{step.repeat}.pt"
-        weights = self._folders.weights(step.number)
-        kept = step.rung == len(self._epochs) and not weights.is_file()
-        train = replace(
-            self._train,
-            model=model,
-            weights=str(start),
-            until=self._epochs[step.rung - 1],
-            # one that was trained here had no time to end: networks soon know better, and it would hold them back
-            teacher=assembled.teacher if self._teaching.is_users_own else None,
-            state=str(self._folders.state(step.number, step.repeat)),
-            keep=str(weights) if kept else None,
-        )
-        return TUNE, {"assemble": asdict(replace(assembled, keep=str(start))), "train": asdict(train)}

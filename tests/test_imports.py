@@ -42,7 +42,8 @@ ARROWS = {
     "advice": {"latency", "review", "runs", "search"},
     "finish": {"blocks", "dataset", "outcome", "review", "run", "runs", "yolo"},
     "quote": {"blocks", "execution", "latency", "outcome", "run", "runs"},
-    "dry_imitation": {"teaching", "execution", "imitation", "pricing", "review", "search", "dataset"},
+    "assembled": {"teaching", "jobs", "execution", "imitation", "runs", "search"},
+    "dry_imitation": {"assembled", "teaching", "execution", "imitation", "pricing", "review", "search", "dataset"},
     "dry_run": {
         "dry_imitation",
         "climb",
@@ -62,6 +63,7 @@ ARROWS = {
     "session": {
         "devices",
         "jobs",
+        "assembled",
         "teaching",
         "pricing",
         "proposals",

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from nas.assembled import AssembledJobs
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
 from nas.errors import StartError, StoppedError
@@ -29,7 +32,7 @@ from nas.runs.trials import TrialFolders
 from nas.seeding import additive_members
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.reader import read_space
-from nas.teaching import GROUP, TRIES, AssembledJobs, Teaching, in_turn
+from nas.teaching import FIRST_GROUP, GROUP, TRIES, Pace, Teaching, in_turn
 
 SPACE = """
 skeleton: yolo11n.yaml
@@ -128,7 +131,9 @@ def test_a_checkpoint_of_the_data_is_the_teacher_and_everything_learns_once(lab)
     own = lab(weights="best.pt")
     workers = Workers()
     teaching = own.run(workers)
-    assert workers.kinds() == [MEET, *[IMITATE] * -(-len(list(in_turn(own.space))) // GROUP)]
+    assert workers.kinds()[0] == MEET and set(workers.kinds()[1:]) == {IMITATE}
+    sizes = [len(a.payload["alternatives"]) for a in workers.started[1:]]
+    assert sizes[0] == FIRST_GROUP and FIRST_GROUP < max(sizes) <= GROUP
     learned = Counter(Alternative.of(plain).key for a in workers.started[1:] for plain in a.payload["alternatives"])
     assert learned == Counter({alternative.key: 1 for alternative in in_turn(own.space)})
     assert workers.started[0].payload["teacher"] == "best.pt" and own.store.fact("teacher")["map"] == 0.4
@@ -242,8 +247,32 @@ def test_imitation_ends_with_its_share_and_the_rest_learns_later(lab):
     teaching = own.run(workers)
     assert workers.kinds().count(IMITATE) == 1
     left = len(teaching.library.missing(in_turn(own.space)))
-    assert left == len(list(in_turn(own.space))) - GROUP > 0
+    assert left == len(list(in_turn(own.space))) - FIRST_GROUP > 0
     assert f"{left} alternatives are left to learn when an architecture needs them" in own.said
+
+
+@given(
+    share=st.floats(1.0, 500.0),
+    workers=st.integers(1, 8),
+    costs=st.lists(st.floats(0.5, 2.0), min_size=1, max_size=30),
+    each=st.floats(0.1, 30.0),
+)
+def test_imitation_keeps_to_its_share(share, workers, costs, each):
+    """However many learn side by side: beyond the first groups, it is as far off as groups differ from the mean."""
+    pace, running, used, groups = Pace(share, workers, 0.0), list[tuple[int, float]](), 0.0, 0
+    while True:
+        while len(running) < workers and (size := pace.group()):
+            running.append((size, size * each * costs[groups % len(costs)]))
+            groups += 1
+        if not running:
+            break
+        size, cost = running.pop(0)
+        used += cost
+        pace.ended(size, cost)
+    first = sum(FIRST_GROUP * each * costs[n % len(costs)] for n in range(min(groups, workers)))
+    spread = max(costs) / min(costs)
+    assert used <= max(first, share * spread) + workers * each * max(costs)
+    assert used >= share - each * max(costs) or used >= first
 
 
 def test_a_budget_that_ends_says_so(lab):

@@ -17,16 +17,18 @@ from torch import Tensor, nn
 from nas.imitation.alternatives import Alternative, rows_of
 from nas.imitation.assemble import Assembler
 from nas.imitation.channels import widths_of
-from nas.imitation.judge import Judge
+from nas.imitation.judge import Judge, Rise
 from nas.imitation.learn import FLOOR, Lesson, Lessons, Round, Student, errors_of
 from nas.imitation.library import Entry, Library, facts_of
+from nas.imitation.norms import settle_norms
 from nas.imitation.start import Start, started
 from nas.seeds import derive
 from nas.training.augment import Augmentation, Batches, generator_of
 from nas.training.checkpoint import StateError, read_state, write_state
 from nas.yolo.criterion import Batch
 from nas.yolo.decode import Images
-from nas.yolo.slot import build_layer, tap
+from nas.yolo.slices import is_whole
+from nas.yolo.slot import build_layer, output_channels, tap
 
 Report = Callable[[Lesson], None]
 
@@ -67,7 +69,7 @@ class Course:
         self._judge = Judge(self._teacher, held_out, device, lessons.training.batch, lessons.judged)
         self._place: dict[str, Mapping[str, Tensor]] = {}  # what is being judged, by key
         self._assembler = Assembler(skeleton, teacher, widths, lambda alternative: self._place[alternative.key])
-        self._widths = widths
+        self._widths, self._channels = widths, output_channels(teacher)
 
     def take(self, alternatives: Sequence[Alternative], report: Report) -> None:
         """Let alternatives learn that are not in the library yet; it has all of them afterwards, learned or dropped.
@@ -101,7 +103,9 @@ class Course:
     def _take(self, todo: Sequence[Alternative], report: Report) -> None:
         seen = [tap(self._teacher, images, {a.layer for a in todo}) for images in self._first]
         students = [self._student(alternative, [each[alternative.layer] for each in seen]) for alternative in todo]
-        students = self._judged([student for student in students if student.rounds]) + [s for s in students if not s.rounds]
+        # a good start where the slot hardly matters is enough; one that is further off than the mean is none
+        known = [student for student in students if student.rounds or student.start.error < 1]
+        students = self._judged(known) + [student for student in students if student not in known]
         while students:
             number = min(student.rounds for student in students)
             self._through(number, [student for student in students if student.rounds == number], report)
@@ -153,6 +157,7 @@ class Course:
             module, start, rounds = drawn, Start(**facts["start"]), facts["rounds"]
         else:
             module, start = started(drawn, own, [x for x, _ in seen], [y for _, y in seen], index, error)
+            settle_norms(module, [x for x, _ in seen])
         for parameter in module.parameters():
             parameter.requires_grad_(True)
         return Student(alternative, module.eval(), index, scale, start, rounds)
@@ -181,13 +186,29 @@ class Course:
         entry = replace(entry, start=start.name, drawn=_finite(start.drawn), began=_finite(start.error))
         if student.dropped or not math.isfinite(error):
             return replace(entry, dropped=student.dropped or "its output is not finite")
-        self._place[student.alternative.key] = _tensors(student)
-        rise = self._judge.rise(self._assembler.assemble(self._replaced(student.alternative)).model)
-        del self._place[student.alternative.key]
+        rise = self._rise(student)
         if not math.isfinite(rise.mean):
             return replace(entry, dropped="the loss with it is not finite")
         loss = float(self._judge.own.mean())
         return replace(entry, error=error, rise=rise.mean, low=rise.low, high=rise.high, loss=loss)
+
+    def _rise(self, student: Student) -> Rise:
+        """What a student costs in the teacher's place."""
+        layer, layers = student.alternative.layer, self._teacher.model
+        own = layers[layer]
+        if is_whole(student.index.cpu(), self._channels[layer]):  # nobody else changes: the teacher with another layer
+            for name in ("i", "f", "type"):
+                setattr(student.module, name, getattr(own, name))
+            layers[layer] = student.module
+            try:
+                return self._judge.rise(self._teacher)
+            finally:
+                layers[layer] = own
+        self._place[student.alternative.key] = _tensors(student)
+        try:
+            return self._judge.rise(self._assembler.assemble(self._replaced(student.alternative)).model)
+        finally:
+            del self._place[student.alternative.key]
 
     def _replaced(self, alternative: Alternative) -> dict[str, Any]:
         """The skeleton with one alternative in its place."""

@@ -37,7 +37,8 @@ class Lessons:
     """How imitation goes.
 
     Attributes:
-        rounds: epochs of each round. After a round only those go on whose place in the teacher still costs.
+        rounds: epochs of each round. Into a round only those go whose place in the teacher costs, into the first one also those
+            that begin further off than the mean.
         enough: share of the teacher's loss. Where the upper end of an alternative's rise is below it, it has learned enough.
         training: batch, learning rate, schedule and the like; a round is a leg of it.
         first: batches by which statistics, importances and starts are settled.
@@ -57,6 +58,8 @@ class Lessons:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Lessons:
+        """As `plain` says, the rest as it is by default."""
+        plain = {**cls().plain(), **plain}
         training = {**plain["training"], "augmentation": Augmentation(**plain["training"]["augmentation"])}
         return cls(**{**plain, "rounds": tuple(plain["rounds"]), "training": Recipe(**training)})
 

@@ -196,9 +196,26 @@ def test_out_of_memory_halves_the_group_then_the_batch(folder: Path, monkeypatch
 
 
 def test_epochs_go_where_the_loss_rises(folder: Path) -> None:
-    """With all the patience in the world nobody needs a second round."""
+    """With all the patience in the world nobody needs a second round, nor a first one who begins nearer than the mean."""
     library, seen = take(folder, THREE, replace(LESSONS, enough=1e9))
-    assert [lesson.epoch for lesson in seen] == [1] and {library.get(each).epochs for each in THREE} == {1}  # type: ignore[union-attr]
+    entries = [entry for each in THREE if (entry := library.get(each)) is not None]
+    assert [lesson.epoch for lesson in seen] == [1] and {entry.epochs for entry in entries} == {0, 1}
+    assert all(entry.epochs == (entry.began >= 1) for entry in entries)
+
+
+def test_a_rise_is_that_of_the_assembled_network(folder: Path) -> None:
+    """Also where the teacher only lends its place, so that nothing needs to be assembled."""
+    yaml, teacher = trained("yolo11n.yaml")
+    library, _ = take(folder, THREE)
+    judge = Judge(teacher.model, draw(8, 64, 1), CPU, 8, 8)
+    for each in THREE:
+        rows = rows_of(yaml)
+        rows[each.layer] = list(each.row)
+        split = len(yaml["backbone"])
+        made = assembler_of(yaml, teacher.model, folder).assemble({**yaml, "backbone": rows[:split], "head": rows[split:]})
+        entry, rise = library.get(each), judge.rise(made.model)
+        assert entry is not None
+        assert (entry.rise, entry.low, entry.high) == pytest.approx((rise.mean, rise.low, rise.high), rel=1e-4, abs=1e-6)
 
 
 def test_a_solved_stem_is_the_least_squares() -> None:
