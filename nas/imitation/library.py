@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from nas.errors import InputError
 from nas.imitation.alternatives import Alternative
 
-ROUNDS = (6, 12)  # epochs that an alternative learns for, as long as its place in the teacher costs
+ROUNDS = (2, 4)  # epochs that an alternative learns for, as long as its place in the teacher costs
 VERSION = 2  # of what is learned: raise it whenever the same arguments would give other blocks
 
 
