@@ -116,7 +116,7 @@ class Prices(Protocol):
     def calibrate(self) -> None: ...
     def owns(self, event: Event) -> bool: ...
     def take(self, event: Event) -> Priced | Unpriced | None: ...
-    def probe(self, wait: Callable[[], None]) -> None: ...
+    def probe(self, wait: Callable[[], None]) -> Architecture | None: ...
 
 
 class Pricing:
@@ -323,11 +323,14 @@ class Pricing:
             return None
         return Unpriced(asked.number, event.reason, event.detail, event.seconds)
 
-    def probe(self, wait: Callable[[], None]) -> None:
+    def probe(self, wait: Callable[[], None]) -> Architecture | None:
         """Price the skeleton and the smallest architectures until one meets the limits: are they within reach at all?
 
         Args:
             wait: called at least twice a second meanwhile.
+
+        Returns:
+            The one that does; None without limits, or where only another device can tell.
 
         Raises:
             InfeasibleError: no probed architecture meets the limits.
@@ -335,19 +338,21 @@ class Pricing:
         """
         limits = self._config.limits
         if not limits:
-            return
+            return None
         found: list[tuple[str, Price]] = []
         trouble = "nothing was measured"
         for architecture in (self._space.baseline, *self._space.smallest(self._config.imgsz)):
             price = self.now(architecture, wait)
             if isinstance(price, str):
                 trouble = price
-            elif limits.met(price) or self.broken(price) == NEAR:
-                return
+            elif limits.met(price):
+                return architecture
+            elif self.broken(price) == NEAR:
+                return None
             else:
                 found.append((architecture.text(self._space.skeleton), price))
             if self.stopping:
-                return
+                return None
         if not found:
             hint = NOISY_HINT if trouble.startswith(UNSTABLE) else "see workers/lane.log"
             raise StoppedError(f"no architecture could be measured on {self._config.target}: {trouble}", hint)

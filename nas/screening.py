@@ -57,6 +57,11 @@ class Screening:
         """Take up what an earlier session has proposed; `open_again` may be proposed again."""
         self._seen = {e.architecture.id for e in entries if e.number not in open_again and e.reason != REPEAT}
 
+    def want(self, architecture: Architecture | None) -> None:
+        """Have an architecture proposed before all others: one that is known to be within the limits."""
+        if architecture is not None:
+            self._seeded.append(architecture)
+
     def missed(self) -> None:
         """A proposal was rejected."""
         self._misses += 1

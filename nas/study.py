@@ -128,7 +128,7 @@ class Study:
         try:
             self._resume()
             if not self._within_reach:
-                self._pricing.probe(self._look)
+                self._screening.want(self._pricing.probe(self._look))
             if self._prepare is not None and not self._stopping:
                 self._prepare(self._enter, lambda: self._stopping is not None)
             self._enter("explore")

@@ -731,13 +731,21 @@ def test_every_limit_holds(make_lab, figure):
 
 @pytest.mark.parametrize("figure", LIMITS)
 def test_a_lower_limit_holds_for_what_still_waits(make_lab, figure):
-    high, low, _ = LIMITS[figure]
-    lab = make_lab(workers=3, budget="30gpu-s", **named(figure, high))
-    lab.run(lab.executor(workers=3, seconds=lambda model: 100.0))
-    over = [e for e in lab.store.entries if e.state == "queued" and not e.architecture.is_skeleton and e.price[figure] > low]
+    high = LIMITS[figure][0]
+    low = 0.7 * high
+    lab = make_lab(workers=6, budget="9gpu-h", **named(figure, high))
+
+    def dies(attempt: Attempt, count: int) -> None:
+        if not attempt.quiet:  # the first training ends: all others run or wait
+            raise CrashError(0)
+
+    with pytest.raises(CrashError):
+        lab.run(lab.executor(workers=6, fate=dies, seconds=lambda model: 1000.0))
+    waiting = [e for e in lab.store.entries if e.state in {"queued", "running"} and not e.architecture.is_skeleton]
+    over = [e for e in waiting if e.price[figure] > low]
     assert over
     again = lab.executor(workers=3)
-    assert lab.run(again, budget="1gpu-h", **named(figure, low)) == EVERYTHING
+    assert lab.run(again, budget="9gpu-h", **named(figure, low)) == EVERYTHING
     assert sorted(again.trained) == sorted(lab.all(**{figure: low}))
     assert all(lab.store[e.number].reason == f"over-{FIGURES[figure].word}" for e in over)
 

@@ -23,7 +23,7 @@ from nas.seeds import derive
 SPREAD, SPREAD_UNDER_LIMIT = (0.25, 0.75), (1.0, 0.75, 0.5)
 NEAR = 0.1  # the share of candidates nearest to a latency that a spread proposal chooses from
 WINNER_FIRST, WINNER_EVERY = 20, 2  # under a limit, so many proposals go for the best within it, then one of so many
-LEAST_CHANCE = 0.05  # to hold the limit, where latencies are uncertain
+LEAST_CHANCE, LIKELY = 0.05, 0.5  # to hold the limit, where latencies are uncertain: of any proposal, and of the first ones
 LOOKED_AT = 10_000  # candidates that one proposal considers, drawn anew for each
 STEPS = 3  # from the best of these to the best of its neighbours, at most
 Around = Callable[[int], Points]
@@ -59,7 +59,7 @@ def choose(
     pool, chance = pool[usable], chance[usable]
     turn = len(done) + len(running)
     if len(done) < (1 if prior else 2) or (prior is None and turn < len(_targets(frame))):
-        return int(usable[_spread(pool, done.points, running, frame, turn)])
+        return int(usable[_first(pool, chance, done.points, running, frame, turn)])
     winner = frame.limit_ms is not None and (turn < WINNER_FIRST or number % WINNER_EVERY == 0)
     belief = Belief(done, running, prior, frame, seed, fits)
     best, gain = _most_promising(belief, pool, chance, winner=winner)
@@ -87,6 +87,12 @@ def _most_promising(belief: Belief, pool: Points, chance: Floats, *, winner: boo
     gains = chance[rows] * belief.gains(belief.full, pool[rows], winner=winner)
     best = int(np.argmax(gains))
     return int(rows[best]), float(gains[best])
+
+
+def _first(pool: Points, chance: Floats, done: Points, running: Points, frame: Frame, turn: int) -> int:
+    """Of the candidates that rather hold the limit than not, as `_spread` says; where there are none, the likeliest."""
+    likely = np.flatnonzero(chance >= LIKELY)
+    return int(likely[_spread(pool[likely], done, running, frame, turn)]) if likely.size else int(np.argmax(chance))
 
 
 def _spread(pool: Points, done: Points, running: Points, frame: Frame, turn: int) -> int:
