@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from nas.jobs import Step
 from nas.runs.store import Entry, Store
-from nas.search.ladder import FACTOR, Climber, promotion, tau_of
+from nas.search.ladder import FACTOR, Climber, leading, promotion, tau_of
 
-RESERVE_SHARE = 0.25
+RESERVE_SHARE = 0.25  # of the budget, at most, is kept for confirming the front
+FINISH_SHARE = 0.5  # and so much for bringing those up who lead their rungs
 
 
 class Climb:
@@ -26,6 +27,7 @@ class Climb:
         self._climbers: dict[int, Climber] = {}
         self.taus: tuple[float | None, ...] = (None,) * len(shares)  # Kendall's, between each rung and the next
         self._changed = self._final = False
+        self._leading: list[int] | None = None  # of each rung but the highest: how many lead it, or are on their way from it
         self._unconfirmed: set[int] = set()
         self._unvalidated: set[int] = set()
 
@@ -34,7 +36,7 @@ class Climb:
         if self._rungs > 1 and entry.results and entry.price and feasible:
             scores = tuple(float(result["map"]) for result in entry.results)
             self._climbers[entry.number] = Climber(entry.number, entry.price["ms"], scores, entry.state == "paused")
-            self._changed = True
+            self._changed, self._leading = True, None
             if len(entry.results) > 1:
                 known = list(self._climbers.values())
                 self.taus = tuple(tau_of(known, rung) for rung in range(self._rungs - 1))
@@ -63,6 +65,7 @@ class Climb:
         if number in self._climbers:
             known = self._climbers[number]
             self._climbers[number] = Climber(number, known.ms, known.scores, rests=False)
+            self._leading = None
 
     def validation(self, front: Sequence[Entry], running: Sequence[Step]) -> Step | None:
         """The member of the front, or the baseline, to score on `val` next."""
@@ -90,13 +93,26 @@ class Climb:
         return typical(step.rung) or self._typical(step.rung)
 
     def reserve(self, front: Sequence[Entry], budget: float, devices: float, *, validates: bool = False) -> float:
-        """Seconds to keep for confirming and validating the front on so many devices, at most a quarter of the budget."""
+        """Seconds to keep on so many devices: for confirming and validating the front, at most a quarter of the budget; and for
+        bringing up who leads a rung now, at most half of it. What was only looked at on a lower rung is no front."""
         missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in front)
         needed = missing * self.seconds(Step(0, self._rungs - 1, 1))
         if validates:
             unseen = sum(entry.val is None for entry in (*self._baseline, *front))
             needed += unseen * self.seconds(Step(0, self._rungs - 1, validates=True))
-        return min(RESERVE_SHARE * budget, needed / devices)
+        return min(RESERVE_SHARE * budget, needed / devices) + min(FINISH_SHARE * budget, self._finish / devices)
+
+    @property
+    def _finish(self) -> float:
+        """Device seconds that bring the leaders of all rungs to the highest, with those who are on their way."""
+        if self._leading is None:
+            climbers = list(self._climbers.values())
+            below = [c for c in climbers if not c.rests and self._store[c.number].state in {"queued", "running"}]
+            self._leading = [
+                len(leading(climbers, rung)) + sum(len(c.scores) == rung + 1 for c in below) for rung in range(self._rungs - 1)
+            ]
+        climb = [self.seconds(Step(0, rung)) for rung in range(1, self._rungs)]
+        return sum(count * sum(climb[rung:]) for rung, count in enumerate(self._leading))
 
     @property
     def _baseline(self) -> list[Entry]:

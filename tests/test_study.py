@@ -965,6 +965,24 @@ def test_few_trials_are_promoted_in_the_end(make_lab):
     assert {e.number for e in ranked if e.state == "done"} == front | {0} and len(ranked) == 5
 
 
+def test_a_part_of_the_budget_is_kept_for_those_who_lead_their_rung(make_lab):
+    """Where the lowest rung costs next to nothing, as in a search by imitation, and the next one a lot."""
+    lab = make_lab(WIDE, epochs=9, rungs=2, budget="110gpu-s", max_latency_ms=3.0)
+    cost = {3: 1.0, 9: 40.0}
+    executor = lab.executor()
+    real = executor.start
+
+    def start(attempt: Attempt) -> None:
+        if not attempt.quiet:
+            executor.seconds = lambda model: cost[attempt.payload["until"]]
+        real(attempt)
+
+    executor.start = start
+    assert lab.run(executor) == "budget spent"
+    done = [e for e in lab.store.entries if e.state == "done"]
+    assert [e for e in done if not e.architecture.is_skeleton and e.price["ms"] <= 3.0]
+
+
 @pytest.mark.slow
 def test_a_search_on_rungs_that_is_killed_ends_alike(make_lab):
     """The end of the process at any call: each trial has its results once, and the front is the same."""

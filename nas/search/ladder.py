@@ -67,6 +67,14 @@ def promotion(climbers: Sequence[Climber], shares: Sequence[float], *, final: bo
     return None
 
 
+def leading(climbers: Sequence[Climber], rung: int) -> list[Climber]:
+    """Those that rest on a rung and are on its front: in the end they go on."""
+    passed = sorted((c for c in climbers if len(c.scores) > rung), key=lambda c: (c.ms, c.number))
+    scores = np.array([c.scores[rung] for c in passed])
+    on_front = scores >= np.maximum.accumulate(scores) if passed else scores
+    return [c for c, front in zip(passed, on_front, strict=True) if front and c.rests and len(c.scores) == rung + 1]
+
+
 def _order(scores: Sequence[float]) -> list[tuple[int, int, float, int]]:
     """By what those on a rung, the fastest first, go on before each other: the rung's front, then who leads its stratum."""
     all_scores = np.array(scores)
