@@ -191,8 +191,8 @@ def forecast(
         met = meet(config, space, dataset, common, executor, Path(name)) if config.imitate else None
         if config.weights is not None and met is None:
             model = model_yaml(space.skeleton, space.baseline, dataset.nc)
-            job = WeightsJob(model, config.weights, list(dataset.names), list(blocks))
-            lines.append(f"weights    {try_weights(job, executor, Path(name))[0]}")
+            checkpoint = WeightsJob(model, config.weights, list(dataset.names), list(blocks))
+            lines.append(f"weights    {try_weights(checkpoint, executor, Path(name))[0]}")
         lane: list[float] = []
         target = Target.parse(config.target)
         known, table = LatencyCache(cache_root() / "latency", target, digest, stamp), table_prices(target, space, [])
