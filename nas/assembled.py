@@ -18,6 +18,9 @@ from nas.space.architecture import Architecture
 from nas.space.search_space import SearchSpace
 from nas.teaching import Teaching
 
+# A network of many narrow slots may find nothing only because its norms expect what the teacher's layers saw. Below this share
+# of the teacher's mAP they are measured anew by so many batches; near the teacher that costs a little mAP.
+GOOD, SETTLE = 0.75, 4
 ASSEMBLED_SHARE = 1 / 9  # of a stratum of assembled networks that is trained on: they rank well and cost next to nothing
 
 
@@ -57,7 +60,8 @@ class AssembledJobs:
     def job(self, step: Step, model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if step.validates:
             return VALIDATE, validation(self._train, model, self._folders.weights(step.number))
-        assembled = AssembleJob(**self._teaching.job(), model=model, library=str(self._teaching.library.folder))
+        library, unless = str(self._teaching.library.folder), GOOD * self._teaching.mean_ap
+        assembled = AssembleJob(**self._teaching.job(), model=model, library=library, settle=SETTLE, unless=unless)
         if step.rung == 0:
             return ASSEMBLE, asdict(assembled)
         start = self._folders.folder(step.number) / f"assembled{step.repeat}.pt"

@@ -105,6 +105,11 @@ class Teaching:
         return (self._store.fact("teacher") or {}).get("path") is not None
 
     @property
+    def mean_ap(self) -> float:
+        """The teacher's, on the held-out part."""
+        return float(self._store.fact("teacher")["map"])
+
+    @property
     def has_seen_all(self) -> bool:
         """Whether the teacher, or what its training began with, may have learned from the held-out part."""
         return self._store.fact("seen") is not None

@@ -59,12 +59,13 @@ class ImitateJob(TeacherJob):
 class AssembleJob(TeacherJob):
     """Put the architecture `model` together from the teacher and `library`, and score it as it is. What the library lacks
     learns first, by `lessons`. `keep` is where its weights go: a checkpoint that a `TrainJob` takes as its `weights`. Its batch
-    norms are settled by so many batches."""
+    norms are settled by so many batches, unless that makes it worse or its mAP is `unless` as it is."""
 
     model: Mapping[str, Any] = field(default_factory=dict)
     library: str = ""
     keep: str | None = None
     settle: int = 0
+    unless: float | None = None
     lessons: dict[str, Any] = field(default_factory=dict)
 
 
@@ -144,6 +145,8 @@ def _learn(job: ImitateJob | AssembleJob, alternatives: Sequence[Alternative], r
 def assemble(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (draws nothing)
     """mAP of an `AssembleJob`'s network on the held-out part, untrained: `map`, `map50`, `box_map`, `seconds`, and the layers
     that are `unfit`, whose weights do not do what they have learned."""
+    from copy import deepcopy  # noqa: PLC0415
+
     import torch  # noqa: PLC0415  (workers only)
 
     from nas.imitation.alternatives import differences  # noqa: PLC0415
@@ -165,8 +168,21 @@ def assemble(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str,
     batches = Batches(fit, device)
     order = torch.randperm(len(fit), generator=generator_of(job.split_seed))
     rows = torch.split(order, 16)[: job.settle]
-    settle_norms(model, (batches.make(part, Augmentation(), generator_of(0))["img"] for part in rows))
-    metrics = evaluate(model, held_out, nc, batch=32, device=device)
+
+    def settled() -> Any:
+        settle_norms(model, (batches.make(part, Augmentation(), generator_of(0))["img"] for part in rows))
+        return evaluate(model, held_out, nc, batch=32, device=device)
+
+    if rows and job.unless is None:
+        metrics = settled()
+    else:
+        metrics, before = evaluate(model, held_out, nc, batch=32, device=device), deepcopy(model.state_dict())
+        if rows and metrics.fitness.map < (job.unless or 0.0):
+            again = settled()
+            if again.fitness.map > metrics.fitness.map:
+                metrics = again
+            else:
+                model.load_state_dict(before)
     if job.keep is not None:
         save_checkpoint(model, Path(job.keep), job.names)
     fitness, seconds = metrics.fitness, time.perf_counter() - began

@@ -12,8 +12,7 @@ from pathlib import Path
 from nas.runs.store import Entry
 from nas.search.front import front_indices
 
-# so much in mAP and in latency another trial must be ahead to be ahead for good
-CLEAR_MAP, CLEAR_MS = 0.03, 1.1
+SPARE = 10  # beside the front so many of those nearest to it keep their weights until the end
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class PostMortem:
 class TrialFolders:
     """The folders of all trials of a run.
 
-    Weights stay of the trials on the front, and of the baseline. A trial that is clearly behind loses them at once, one that a
-    repeated training or measurement might yet bring to the front in the end.
+    Weights stay of the trials on the front, and of the baseline; until the end also of those nearest to the front in mAP, which
+    repeated trainings and measurements may yet bring there: how far these move a trial is not known beforehand.
 
     Args:
         run: the run folder.
@@ -92,23 +91,24 @@ class TrialFolders:
         before = self._front
         self._front = [known[index] for index in front_indices([e.map for e in known], [_ms(e) for e in known])]
         self._maps, self._latencies = [e.map for e in self._front], [_ms(e) for e in self._front]
-        if again or self._front != before:
-            members = {e.number for e in self._front}
-            self._near |= {e.number: e for e in known if not e.architecture.is_skeleton}
-            self._drop([e for e in self._near.values() if e.number not in members and self._is_clear(e)])
-        elif not entry.architecture.is_skeleton:
-            # Beside the same front, all the others are where they were.
-            self._near[entry.number] = entry
-            self._drop([entry] if self._is_clear(entry) else [])
+        candidates = known if again or self._front != before else [entry]  # beside the same front, others are where they were
+        self._near |= {e.number: e for e in candidates if not e.architecture.is_skeleton and self._has_weights(e)}
+        members = {e.number for e in self._front}
+        spare = sorted((e for e in self._near.values() if e.number not in members), key=self._behind)
+        self._drop(spare[SPARE:])
 
     def settle(self) -> None:
         """Nothing more is to come: weights stay of the front, and of the baseline, alone."""
         members = {e.number for e in self._front}
         self._drop([e for e in self._near.values() if e.number not in members])
 
-    def _is_clear(self, entry: Entry) -> bool:
-        """Whether a trial is so far behind that no second look brings it to the front."""
-        return self.dominated(entry.map + CLEAR_MAP, _ms(entry) / CLEAR_MS)
+    def _has_weights(self, entry: Entry) -> bool:
+        return entry.number in self._near or self.weights(entry.number).is_file()
+
+    def _behind(self, entry: Entry) -> float:
+        """By how much mAP the best of the front that is no slower is ahead of a trial."""
+        fast = bisect_right(self._latencies, _ms(entry))
+        return self._maps[fast - 1] - entry.map if fast else 0.0
 
     def _drop(self, entries: Sequence[Entry]) -> None:
         self._forget(entries)

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +78,25 @@ def test_from_a_teacher_to_a_network_that_trains_on(tmp_path: Path, name: str) -
     assert tuple(went_on["transferred"]) == (whole, whole)
     before, after = (dict(read_weights(path).named_parameters()) for path in (keep, tmp_path / "on.pt"))
     assert all(torch.equal(p, after[n]) for n, p in before.items())
+
+
+@pytest.mark.parametrize(("maps", "settled"), [([0.1, 0.2], True), ([0.2, 0.1], False), ([0.3], False)])
+def test_norms_are_settled_where_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maps: list[float], settled: bool
+) -> None:
+    """Below the mAP that is good enough both are scored, and the better one is kept."""
+    base, scores = shared(tmp_path, "yolo11n.yaml"), iter(maps)
+
+    def evaluate(*_: object, **__: object) -> SimpleNamespace:
+        score = next(scores)
+        return SimpleNamespace(fitness=SimpleNamespace(map=score, map50=score), boxes=SimpleNamespace(map=score))
+
+    monkeypatch.setattr("nas.yolo.metrics.evaluate", evaluate)
+    keep = tmp_path / "assembled.pt"
+    job = AssembleJob(**base, model=base["skeleton"], library=str(tmp_path / "l"), keep=str(keep), settle=1, unless=0.25)
+    assert assemble(asdict(job), 0, silent)["map"] == max(maps) and next(scores, None) is None
+    teacher, made = (dict(read_weights(path).named_buffers()) for path in (Path(base["teacher"]), keep))
+    assert any(not torch.equal(value, made[name]) for name, value in teacher.items() if "running" in name) is settled
 
 
 def test_a_teacher_is_met_before_anything_learns_from_it(tmp_path: Path) -> None:
