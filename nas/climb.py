@@ -86,25 +86,30 @@ class Climb:
     def seconds(self, step: Step) -> float:
         """Device seconds that a step is expected to cost: the median of its like, or what the rungs below say."""
         typical = self._store.tally.typical_seconds
-        if step.validates:
-            return typical(0)
+        if step.validates:  # until that is known: no more than the lowest rung, which of assembled networks is a score too
+            return self._store.tally.typical_validation or typical(0)
         if step.repeat:
             return sum(self._typical(rung) for rung in range(self._rungs))
         return typical(step.rung) or self._typical(step.rung)
 
-    def reserve(self, front: Sequence[Entry], budget: float, devices: float, *, validates: bool = False) -> float:
-        """Seconds to keep on so many devices: for confirming and validating the front, at most a quarter of the budget; and for
-        bringing up who leads a rung now, at most half of it. What was only looked at on a lower rung is no front."""
+    def reserve(self, front: Sequence[Entry], budget: float, workers: int, held: float, *, validates: bool = False) -> float:
+        """What to keep of a budget that `workers` side by side, on `held` devices each, use up: for confirming and validating
+        the front, at most a quarter of it; and for bringing up who leads a rung now, at most half of it. What was only looked
+        at on a lower rung is no front."""
+        again, looked = self.seconds(Step(0, self._rungs - 1, 1)), 0.0
         missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in front)
-        needed = missing * self.seconds(Step(0, self._rungs - 1, 1))
         if validates:
             unseen = sum(entry.val is None for entry in (*self._baseline, *front))
-            needed += unseen * self.seconds(Step(0, self._rungs - 1, validates=True))
-        return min(RESERVE_SHARE * budget, needed / devices) + min(FINISH_SHARE * budget, self._finish / devices)
+            looked = unseen * self.seconds(Step(0, self._rungs - 1, validates=True))
+        # however many work side by side, the longest of it takes as long as it takes
+        confirming = max((missing * again + looked) / workers, again if missing else 0.0) / held
+        finishing = max(x / y for x, y in zip(self._finish, (workers, 1), strict=True)) / held
+        return min(RESERVE_SHARE * budget, confirming) + min(FINISH_SHARE * budget, finishing)
 
     @property
-    def _finish(self) -> float:
-        """Device seconds that bring the leaders of all rungs to the highest, with those who are on their way."""
+    def _finish(self) -> tuple[float, float]:
+        """Device seconds that bring the leaders of all rungs to the highest, with those who are on their way: of all together,
+        and of the one that has the longest way."""
         if self._leading is None:
             climbers = list(self._climbers.values())
             below = [c for c in climbers if not c.rests and self._store[c.number].state in {"queued", "running"}]
@@ -112,7 +117,9 @@ class Climb:
                 len(leading(climbers, rung)) + sum(len(c.scores) == rung + 1 for c in below) for rung in range(self._rungs - 1)
             ]
         climb = [self.seconds(Step(0, rung)) for rung in range(1, self._rungs)]
-        return sum(count * sum(climb[rung:]) for rung, count in enumerate(self._leading))
+        ways = [sum(climb[rung:]) for rung in range(len(climb))]
+        longest = max((way for way, count in zip(ways, self._leading, strict=True) if count), default=0.0)
+        return sum(count * way for way, count in zip(ways, self._leading, strict=True)), longest
 
     @property
     def _baseline(self) -> list[Entry]:

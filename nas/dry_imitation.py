@@ -35,12 +35,13 @@ NEVER_ENOUGH = -1e9  # all rounds are to be timed
 @dataclass(frozen=True)
 class Met:
     """What there is before a search begins: the teacher's mAP, or None where it is yet to be trained; how many alternatives
-    there are, and how many of them have learned."""
+    there are, and how many of them have learned; whether the held-out part may have been `seen`."""
 
     mean_ap: float | None
     words: str
     alternatives: int
     learned: int
+    seen: bool
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,16 @@ def meet(config: RunConfig, space: SearchSpace, dataset: Dataset, train: TrainJo
     """
     wanted, skeleton = list(in_turn(space)), model_yaml(space.skeleton, space.baseline, dataset.nc)
     if config.weights is None:
-        return Met(None, "the skeleton is trained first, without the held-out part", len(wanted), 0)
+        return Met(None, "the skeleton is trained first, without the held-out part", len(wanted), 0, seen=False)
     name = Path(config.weights).name
     told, _, _ = _done(executor, Attempt("meet", MEET, asdict(teacher_job(train, skeleton, config.weights))), folder)
     if "shortfall" in told:
         seen = "" if told["fresh"] else ", which may have seen the held-out part"
         words = f"{name} is no teacher as it is ({told['shortfall']}): the teacher's training starts from it{seen}"
-        return Met(None, words, len(wanted), 0)
+        return Met(None, words, len(wanted), 0, seen=bool(seen))
     left = library_of(told["digest"], skeleton, dataset, train).missing(wanted)
     words = f"{name} is taken as it is: mAP50-95 {told['map']:.3f} on the held-out part, which it may have seen"
-    return Met(told["map"], words, len(wanted), len(wanted) - len(left))
+    return Met(told["map"], words, len(wanted), len(wanted) - len(left), seen=True)
 
 
 def rehearse_learning(space: SearchSpace, train: TrainJob, images: int, executor: Executor, folder: Path) -> Learning:

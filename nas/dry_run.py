@@ -118,14 +118,18 @@ class Rehearsal:
         """Seconds of training a front of usual size once more with each of the other seeds."""
         return USUAL_FRONT * config.confirm * self._leg(config.epochs, config, fit, held_out)
 
-    def assembled(self, config: RunConfig, fit: int, held_out: int, val: int) -> tuple[float, float, float]:
+    def validation(self, val: int) -> float:
+        """Seconds of scoring the baseline and a front of usual size on so many images."""
+        return (USUAL_FRONT + 1) * self.scoring(val)
+
+    def assembled(self, config: RunConfig, fit: int, held_out: int) -> tuple[float, float, float]:
         """Seconds of a trial of a search by imitation, of confirming a front of usual size, and of what is spent once: the
-        baseline and such a front go all the way, whoever else is promoted. `val` images are scored of each of these."""
+        baseline and such a front go all the way, whoever else is promoted."""
         begun, members = self.scoring(held_out), USUAL_FRONT + 1
         legs = [end - begin for begin, end in pairwise((0, *config.rung_epochs))]
         more, whole = climbs([self._leg(epochs, config, fit, held_out) for epochs in legs], begun)
         again = USUAL_FRONT * config.confirm * (begun + self._leg(config.epochs, config, fit, held_out))
-        return begun + more, again, members * (whole + (self.scoring(val) if val else 0.0))
+        return begun + more, again, members * whole
 
     def epoch(self, config: RunConfig, fit: int) -> float:
         """Seconds of one epoch."""
@@ -189,10 +193,13 @@ def forecast(
     with tempfile.TemporaryDirectory(prefix="nas-") as name, closing(open_executor(config, Path(name))) as executor:
         common = training_job(config, dataset, blocks)
         met = meet(config, space, dataset, common, executor, Path(name)) if config.imitate else None
+        seen = met is not None and met.seen
         if config.weights is not None and met is None:
             model = model_yaml(space.skeleton, space.baseline, dataset.nc)
             checkpoint = WeightsJob(model, config.weights, list(dataset.names), list(blocks))
-            lines.append(f"weights    {try_weights(checkpoint, executor, Path(name))[0]}")
+            words, fresh, _ = try_weights(checkpoint, executor, Path(name))
+            lines.append(f"weights    {words}")
+            seen = not fresh
         lane: list[float] = []
         target = Target.parse(config.target)
         known, table = LatencyCache(cache_root() / "latency", target, digest, stamp), table_prices(target, space, [])
@@ -228,7 +235,7 @@ def forecast(
     side, held = config.workers if budget.kind == "wall" else 1, config.held if budget.kind == "device" else 1.0
     told, ahead = list[str](), 0.0  # seconds before the first trial, and those that trials cost once, however many they are
     if met is not None:
-        trial, again, once = rehearsal.assembled(config, *images, len(dataset.val) if met.mean_ap is not None else 0)
+        trial, again, once = rehearsal.assembled(config, *images)
         epoch, meeting = rehearsal.epoch(config, fit), rehearsal.scoring(parts[1])
         costs = {"epoch": epoch, "meeting": meeting, "epochs": config.epochs, "images": fit, "workers": config.workers}
         seconds = replace(budget, amount=budget.amount / held)  # of workers
@@ -237,6 +244,8 @@ def forecast(
         ahead = phases.teach + phases.imitate[1] * side / config.workers + once / config.workers
         left = phases.left if budget.kind == "trials" else max(0.0, phases.left - once / side)
         budget = replace(budget, amount=held * left)
+    if seen:
+        again += rehearsal.validation(len(dataset.val))
     if budget.kind != "trials":
         budget = replace(budget, amount=max(0.0, budget.amount - min(RESERVE_SHARE * asked.amount, again * held / side)))
     bought = purchase(budget, trial, config.workers, proposal, share.likely, share.likely * space.size, config.held)

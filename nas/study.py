@@ -224,9 +224,9 @@ class Study:
 
     def _has_room(self, waiting: int) -> bool:
         """Whether one more trial fits the budget, with what is needed to confirm the front."""
-        devices = self._ledger.cost(self._config.workers) if self._ledger.budget.kind == "wall" else 1
-        front, validates = self._folders.front, self._jobs.validates
-        reserve = self._climb.reserve(front, self._ledger.budget.amount, devices, validates=validates)
+        budget, front = self._ledger.budget, self._folders.front
+        workers, held = (self._config.workers, self._ledger.cost(1)) if budget.kind == "wall" else (1, 1.0)
+        reserve = self._climb.reserve(front, budget.amount, workers, held, validates=self._jobs.validates)
         reserve += self._settling.seconds
         return self._ledger.fits(self._elapsed, waiting, fresh=self._running.fresh, reserve=reserve)
 
@@ -237,7 +237,9 @@ class Study:
 
     def _use_lane(self) -> None:
         """The lane is free: what needs to be measured comes first, what makes predictions better last."""
-        if not self._settling.measure() and not self._ledger.exhausted(()) and not self._settling.measure_again():
+        if self._settling.measure() or self._ledger.exhausted(()) or self._settling.measure_again():
+            return
+        if self._has_room(0):  # who proposes no more needs no better predictions
             self._pricing.calibrate()
 
     def _settled(self, number: int, price: Mapping[str, Any]) -> None:
@@ -287,7 +289,7 @@ class Study:
 
     def _propose(self, fixed: Architecture | None = None) -> None:
         """Ask for one architecture and have it priced, unless it is refused at once."""
-        number = len(self._store)
+        self._phase, number = "explore", len(self._store)  # also where what seemed to be needed for the end is not
         fixed = fixed or self._screening.first(number)
         if self._screening.exhausted:
             self._exhausted = self._screening.exhausted
@@ -403,6 +405,7 @@ class Study:
             then = f"the trial is not {'validated' if step.validates else 'confirmed'}"
         else:
             self._store.fail(number, cost, event.reason)
+            self._compare(self._store[number])
             self._hopeless = self._hopeless or all_fail_alike(self._store, event.reason, self._folders.folder(0).parent)
             then = "the trial has failed"
         died = post_mortem(event, attempt, then, final=not again and not step.again)

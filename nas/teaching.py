@@ -11,8 +11,9 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,7 @@ class Teaching:
         )
         pace = Pace(self._imitation_seconds(), self._config.workers, self._store.seconds("imitate"))
         self._done("imitate", self._groups(todo, pace), pace)
+        self._store.put_fact("learning", [])
         learned = [entry for a in wanted if (entry := library.get(a)) is not None]
         for entry in learned:
             if entry.dropped:
@@ -205,33 +207,50 @@ class Teaching:
             return math.inf
         return IMITATE_SHARE * budget.amount * (self._ledger.cost(self._config.workers) if budget.kind == "wall" else 1)
 
-    def _groups(self, todo: Sequence[Alternative], pace: Pace) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """A job for each group, made when it is to begin: as many alternatives as the phase has time for by then."""
-        left, folder = deque(todo), str(self.library.folder)
-        while left and (size := min(pace.group(), len(left))):
-            group = [left.popleft().plain() for _ in range(size)]
-            yield IMITATE, asdict(ImitateJob(**self.job(), alternatives=group, library=folder))
+    def _groups(self, todo: Sequence[Alternative], pace: Pace) -> Callable[[], tuple[str, Mapping[str, Any]] | None]:
+        """Makes a job for a group when it is to begin: first what an earlier session was about, whose learning lies on disk,
+        then as many alternatives as the phase has time for by then."""
+        by_key, folder = {each.key: each for each in todo}, str(self.library.folder)
+        begun = [[by_key.pop(key) for key in keys if key in by_key] for keys in self._store.fact("learning") or []]
+        groups, left = deque(group for group in begun if group), deque(by_key.values())
+
+        def make() -> tuple[str, Mapping[str, Any]] | None:
+            size = min(pace.group(), len(left))
+            group = groups.popleft() if groups and not pace.over else [left.popleft() for _ in range(size)]
+            plain = [each.plain() for each in group]
+            return (IMITATE, asdict(ImitateJob(**self.job(), alternatives=plain, library=folder))) if plain else None
+
+        return make
 
     def _done(
-        self, phase: str, jobs: Iterable[tuple[str, Mapping[str, Any]]], pace: Pace | None = None
+        self,
+        phase: str,
+        jobs: Sequence[tuple[str, Mapping[str, Any]]] | Callable[[], tuple[str, Mapping[str, Any]] | None],
+        pace: Pace | None = None,
     ) -> list[dict[str, Any]] | None:
         """Run jobs side by side and return their results; None where somebody asked to stop. Lost ones are tried again.
 
         Args:
-            jobs: the next one is asked for when there is room for it.
-            pace: told what jobs of imitation cost.
+            jobs: all of them, or who makes the next one when there is room for it; none for now where that is None.
+            pace: of jobs of imitation. What is left when their time is over stays undone.
         """
-        fresh = ((kind, payload, 1) for kind, payload in jobs)
+        make = jobs if callable(jobs) else partial(next, iter(jobs), None)
         again: list[tuple[str, Mapping[str, Any], int]] = []
         running: dict[str, tuple[str, Mapping[str, Any], int]] = {}
         results: list[dict[str, Any]] = []
         while True:
+            if pace is not None and pace.over:
+                again.clear()
             while self._executor.free > 0 and not self._stopping():
-                job = again.pop(0) if again else next(fresh, None)
-                if job is None:
+                new = None if again else make()
+                job = again.pop(0) if again else new and (*new, 1)
+                if not job:
                     break
                 attempt = Attempt(f"{phase}{next(self._keys)}", job[0], job[1], derive(self._config.seed, 0, phase))
                 running[attempt.key] = job
+                if pace is not None:
+                    pace.begun(len(job[1]["alternatives"]))
+                    self._remember(running)
                 self._executor.start(attempt)
             if not running and (self._executor.free or self._stopping()):
                 break
@@ -250,7 +269,8 @@ class Teaching:
                     continue
                 kind, payload, count = running.pop(event.key)
                 if pace is not None:
-                    pace.ended(len(payload["alternatives"]), self._ledger.cost(event.seconds))
+                    pace.ended(len(payload["alternatives"]), self._ledger.cost(event.seconds), isinstance(event, Result))
+                    self._remember(running)
                 if isinstance(event, Lost) and count < TRIES:
                     log.warning("%s: lost (%s): tried again", phase, event.reason)
                     again.insert(0, (kind, payload, count + 1))
@@ -259,6 +279,11 @@ class Teaching:
                 else:
                     results.append(self._result(phase, event))
         return None if self._stopping() else results
+
+    def _remember(self, running: Mapping[str, tuple[str, Mapping[str, Any], int]]) -> None:
+        """Which groups learn now: after a kill the same ones go on, since what they have learned is known by the group."""
+        groups = [[Alternative.of(plain).key for plain in payload["alternatives"]] for _, payload, _ in running.values()]
+        self._store.put_fact("learning", groups)
 
     def _halved(self, payload: Mapping[str, Any], reason: str) -> list[dict[str, Any]]:
         """What is left of a group whose work failed, in two parts; an alternative that fails alone is dropped."""
@@ -304,27 +329,34 @@ class Pace:
         self._under_way = self._learned = 0
         self._cost = 0.0
 
-    def group(self) -> int:
-        """How many begin now; 0 where there is no time for one. The first ones show what one costs."""
-        if math.isinf(self._left):
-            size = GROUP
-        elif self._left <= 0:
-            return 0
-        elif not self._learned:
-            size = FIRST_GROUP
-        else:
-            each = self._cost / self._learned
-            room = (self._left - each * self._under_way) / each
-            size = min(GROUP, math.ceil(room / self._workers)) if room >= 1 else 0
-        self._under_way += size
-        return size
+    @property
+    def over(self) -> bool:
+        """Whether the time is used up."""
+        return self._left <= 0
 
-    def ended(self, count: int, cost: float) -> None:
+    def group(self) -> int:
+        """How many may begin now; 0 where there is no time for one, as far as is known by now. The first ones show what one
+        costs."""
+        if math.isinf(self._left):
+            return GROUP
+        if self.over:
+            return 0
+        if not self._cost:
+            return FIRST_GROUP
+        room = self._left * self._learned / self._cost - self._under_way
+        return min(GROUP, math.ceil(room / self._workers)) if room >= 1 else 0
+
+    def begun(self, count: int) -> None:
+        """So many begin to learn."""
+        self._under_way += count
+
+    def ended(self, count: int, cost: float, learned: bool) -> None:
         """So many have learned, or failed, at that many device seconds."""
-        self._under_way = max(0, self._under_way - count)
-        self._learned += count
-        self._cost += cost
+        self._under_way -= count
         self._left -= cost
+        if learned:
+            self._learned += count
+            self._cost += cost
 
 
 def teacher_epochs(budget: Budget, epochs: int, seconds: float) -> int:

@@ -99,7 +99,7 @@ LEARNING = Learning(beside=2.0, image=0.01)  # 100 images: 2 s, with 6 epochs 8 
 )
 def test_what_teacher_and_imitation_take(budget, mean_ap, teach, epochs, imitate, left, limited):
     """Ten alternatives have yet to learn; an epoch of the skeleton takes 10 s, a score 2 s."""
-    met, asked = Met(mean_ap, "", 12, 2), Budget.parse(budget)
+    met, asked = Met(mean_ap, "", 12, 2, seen=False), Budget.parse(budget)
     found = shares(asked, met, LEARNING, epoch=10, meeting=2, epochs=5, images=100, workers=4)
     assert found == Shares(teach, pytest.approx(imitate), pytest.approx(left), epochs, limited)
     told = phase_lines(asked, met, found)
@@ -113,10 +113,10 @@ def test_what_a_trial_by_imitation_takes():
     config = RunConfig("d.yaml", "s", "2h", "cpu:torch", epochs=9, batch=8, rungs=2, confirm=1, imitate=True)
     rehearsal = Rehearsal(start=1.0, step=0.5, image=0.02, steps=4, images=32, workers=2)
     first, second = 3 + 3 + 3 * 5, 3 + 3 + 6 * 5
-    trial, again, once = rehearsal.assembled(config, fit=80, held_out=100, val=0)
+    trial, again, once = rehearsal.assembled(config, fit=80, held_out=100)
     assert trial == pytest.approx(3 + first / 9 + second / 27)
     assert again == pytest.approx(6 * (3 + 3 + 9 * 5)) and once == pytest.approx(7 * (first + second))
-    assert rehearsal.assembled(config, 80, 100, 50)[2] == pytest.approx(once + 7 * 2)
+    assert rehearsal.validation(50) == pytest.approx(7 * 2)
 
 
 @dataclass
@@ -156,10 +156,13 @@ def test_a_checkpoint_is_met_before_the_search(imitated):
     *asked, folder = imitated
     found = meet(*asked, Answers({MEET: {"digest": "d", "map": 0.41}}), folder)
     assert (found.mean_ap, found.alternatives, found.learned) == (0.41, 3, 0) and "best.pt is taken as it is" in found.words
+    assert found.seen
     found = meet(*asked, Answers({MEET: {"shortfall": "it knows 80 classes", "fresh": True}}), folder)
     assert found.mean_ap is None and "it knows 80 classes" in found.words and "held-out" not in found.words
+    assert not found.seen
     found = meet(*asked, Answers({MEET: {"shortfall": "it is a segment model", "fresh": False}}), folder)
     assert found.mean_ap is None and found.words.endswith("starts from it, which may have seen the held-out part")
+    assert found.seen
     with pytest.raises(StartError, match="nothing to imitate"):
         meet(*asked, Answers({MEET: {"fault": "mAP is 0.001: there is nothing to imitate", "cure": "train it longer"}}), folder)
     with pytest.raises(StoppedError, match="worker died"):

@@ -965,11 +965,12 @@ def test_few_trials_are_promoted_in_the_end(make_lab):
     assert {e.number for e in ranked if e.state == "done"} == front | {0} and len(ranked) == 5
 
 
-def test_a_part_of_the_budget_is_kept_for_those_who_lead_their_rung(make_lab):
+@pytest.mark.parametrize(("budget", "workers"), [("110gpu-s", 1), ("100s", 4)])
+def test_a_part_of_the_budget_is_kept_for_those_who_lead_their_rung(make_lab, budget, workers):
     """Where the lowest rung costs next to nothing, as in a search by imitation, and the next one a lot."""
-    lab = make_lab(WIDE, epochs=9, rungs=2, budget="110gpu-s", max_latency_ms=3.0)
+    lab = make_lab(WIDE, epochs=9, rungs=2, budget=budget, max_latency_ms=3.0, workers=workers)
     cost = {3: 1.0, 9: 40.0}
-    executor = lab.executor()
+    executor = lab.executor(workers=workers)
     real = executor.start
 
     def start(attempt: Attempt) -> None:
@@ -1091,6 +1092,25 @@ def test_a_part_of_the_budget_is_kept_for_validating(make_lab):
     lab.run(lab.executor(judge=on_val))
     assert all(r.val is not None for r in front_of(lab.records()))
     assert sum(e.seconds for e in lab.store.entries) + lab.store.seconds("lane") <= 200
+
+
+def test_a_validation_is_no_training(make_lab):
+    """Seven that take a second each are not seven trainings of forty."""
+    lab = make_lab(WIDE, budget="400gpu-s", confirm=0)
+    lab.validates = True
+    executor = lab.executor(judge=on_val)
+    real = executor.start
+
+    def start(attempt: Attempt) -> None:
+        if not attempt.quiet:
+            executor.seconds = lambda model: 1.0 if attempt.payload["validates"] else 40.0
+        real(attempt)
+
+    executor.start = start
+    lab.run(executor)
+    assert all(r.val is not None for r in front_of(lab.records()))
+    assert lab.store.tally.ranked >= 8
+    assert lab.store.tally.typical_validation == 1.0
 
 
 def test_who_cannot_be_validated_is_confirmed_nevertheless(make_lab):

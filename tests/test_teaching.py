@@ -263,16 +263,62 @@ def test_imitation_keeps_to_its_share(share, workers, costs, each):
     while True:
         while len(running) < workers and (size := pace.group()):
             running.append((size, size * each * costs[groups % len(costs)]))
+            pace.begun(size)
             groups += 1
         if not running:
             break
         size, cost = running.pop(0)
         used += cost
-        pace.ended(size, cost)
+        pace.ended(size, cost, learned=True)
     first = sum(FIRST_GROUP * each * costs[n % len(costs)] for n in range(min(groups, workers)))
     spread = max(costs) / min(costs)
     assert used <= max(first, share * spread) + workers * each * max(costs)
     assert used >= share - each * max(costs) or used >= first
+
+
+def test_what_failed_says_nothing_of_what_learning_costs():
+    """And where there is no time for more beside what learns now, there is again once that was cheap."""
+    pace = Pace(100.0, 2, 0.0)
+    pace.begun(FIRST_GROUP)
+    pace.ended(FIRST_GROUP, 1.0, learned=False)
+    assert pace.group() == FIRST_GROUP
+    pace.begun(FIRST_GROUP)
+    pace.begun(2 * FIRST_GROUP)
+    pace.ended(FIRST_GROUP, 40.0, learned=True)  # 10 s each: what learns takes 80 s more, and 59 s are left
+    assert pace.group() == 0 and not pace.over
+    pace.ended(2 * FIRST_GROUP, 8.0, learned=True)
+    assert pace.group() == 7  # 51 s at 4 s each, for two workers
+    pace.ended(0, 51.0, learned=False)
+    assert pace.over and pace.group() == 0
+
+
+def test_groups_that_were_learning_when_the_search_was_killed_go_on_as_they_were(lab):
+    """What a group has learned lies on disk under its members' names."""
+    own = lab(weights="best.pt")
+
+    def dies(attempt: Attempt) -> None:
+        if len(workers.started) == 4:
+            raise KeyboardInterrupt
+
+    workers = Workers(fate=dies)
+    with pytest.raises(KeyboardInterrupt):
+        own.run(workers)
+    again = Workers()
+    own.run(again)
+    *_, under_way = workers.started
+    assert len(under_way.payload["alternatives"]) > FIRST_GROUP
+    assert again.started[0].payload["alternatives"] == under_way.payload["alternatives"]
+    assert own.store.fact("learning") == []
+    learned = Counter(Alternative.of(plain).key for a in again.started for plain in a.payload["alternatives"])
+    assert set(learned.values()) == {1}
+
+
+def test_a_lost_group_is_not_tried_again_when_the_time_is_over(lab):
+    own = lab(weights="best.pt", budget="5gpu-s")
+    workers = Workers(fate=lambda attempt: Lost if attempt.kind == IMITATE else None, free=1)
+    teaching = own.run(workers)
+    assert workers.kinds() == [MEET, IMITATE]
+    assert len(teaching.library.missing(in_turn(own.space))) == len(list(in_turn(own.space)))
 
 
 def test_a_budget_that_ends_says_so(lab):

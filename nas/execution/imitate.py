@@ -59,7 +59,7 @@ class ImitateJob(TeacherJob):
 class AssembleJob(TeacherJob):
     """Put the architecture `model` together from the teacher and `library`, and score it as it is. What the library lacks
     learns first, by `lessons`. `keep` is where its weights go: a checkpoint that a `TrainJob` takes as its `weights`. Its batch
-    norms are settled by so many batches, unless that makes it worse or its mAP is `unless` as it is."""
+    norms are settled by `settle` batches: always where `unless` is None, else where its mAP is below that and they help."""
 
     model: Mapping[str, Any] = field(default_factory=dict)
     library: str = ""

@@ -115,6 +115,7 @@ class Course:
 
     def _through(self, number: int, students: Sequence[Student], report: Report) -> None:
         """One round, from where it was interrupted; afterwards every student lies on disk as it is."""
+        students = sorted(students, key=lambda student: student.alternative.key)  # whatever their order was before a kill
         keys = " ".join(student.alternative.key for student in students)
         state = self._library.folder / f"round{number + 1}-{hashlib.sha256(keys.encode()).hexdigest()[:12]}.safetensors"
         epochs, recipe = self._lessons.rounds[number], self._lessons.training
@@ -169,6 +170,9 @@ class Course:
         going = []
         for student, error in zip(students, errors_of(self._teacher, students, self._held_out), strict=True):
             entry = self._entry(student, error)
+            if entry.dropped and not student.rounds:  # what it begins with may be out of bounds, and learning mend it
+                going.append(student)
+                continue
             last = bool(entry.dropped) or student.rounds == len(self._lessons.rounds)
             if last or entry.high <= self._lessons.enough * entry.loss:
                 write_state(

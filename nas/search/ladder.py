@@ -70,15 +70,19 @@ def promotion(climbers: Sequence[Climber], shares: Sequence[float], *, final: bo
 def leading(climbers: Sequence[Climber], rung: int) -> list[Climber]:
     """Those that rest on a rung and are on its front: in the end they go on."""
     passed = sorted((c for c in climbers if len(c.scores) > rung), key=lambda c: (c.ms, c.number))
-    scores = np.array([c.scores[rung] for c in passed])
-    on_front = scores >= np.maximum.accumulate(scores) if passed else scores
+    on_front = _on_front(np.array([c.scores[rung] for c in passed]))
     return [c for c, front in zip(passed, on_front, strict=True) if front and c.rests and len(c.scores) == rung + 1]
+
+
+def _on_front(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Of scores, the fastest first: which are above all that are faster. What scores nothing leads nobody."""
+    return scores > np.maximum.accumulate(np.concatenate([[0.0], scores]))[:-1]
 
 
 def _order(scores: Sequence[float]) -> list[tuple[int, int, float, int]]:
     """By what those on a rung, the fastest first, go on before each other: the rung's front, then who leads its stratum."""
     all_scores = np.array(scores)
-    on_front = all_scores >= np.maximum.accumulate(all_scores)
+    on_front = _on_front(all_scores)
     strata = [all_scores[_stratum(place, len(scores))] for place in range(len(scores))]
     return [
         (int(not front), int(np.sum(stratum > own)), float(np.median(stratum) - own), place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.search.front import front_indices
-from nas.search.ladder import FACTOR, PAIRS, STRATUM, Climber, kendall, promotion, share_of, tau_of
+from nas.search.ladder import FACTOR, PAIRS, STRATUM, Climber, kendall, leading, promotion, share_of, tau_of
 
 
 def landscape(seed: int, tau: float, count: int = 150) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,6 +70,18 @@ def test_what_a_rung_is_worth_decides_how_many_are_promoted():
         promoted.add(found.number)
         climbers[found.number] = Climber(found.number, climbers[found.number].ms, climbers[found.number].scores, rests=False)
     assert promoted == {c.number for c in resting}
+
+
+def test_what_finds_nothing_leads_nobody():
+    """The fastest of all find nothing, and two find the same: the faster one leads."""
+    scores = [0.0, 0.0, 0.0, 0.2, 0.2, 0.1, 0.3]
+    climbers = [Climber(n, 1.0 + n, (score,), rests=True) for n, score in enumerate(scores)]
+    assert [c.number for c in leading(climbers, 0)] == [3, 6]
+    promoted = []
+    while found := promotion(climbers, [1 / 9], final=True):
+        promoted.append(found.number)
+        climbers[found.number] = replace(climbers[found.number], rests=False)
+    assert sorted(promoted) == [3, 6]
 
 
 @given(st.lists(st.tuples(st.floats(0.5, 50), st.floats(0, 1)), max_size=40), st.integers(1, 4))
