@@ -148,8 +148,24 @@ class SpaceKnowledge:
             ms = np.full(len(rows), self._baseline_ms)
             return ms, ms / UNKNOWN, ms * UNKNOWN
 
-        extra = None if self._rises is None else partial(self._rises.column, codes)
-        return SpaceCandidates(codes, latency, self._config.imgsz, architecture, extra)
+        imgsz, rises = self._config.imgsz, self._rises
+        if rises is None:
+            return SpaceCandidates(codes, latency, imgsz, architecture)
+
+        def cost(rows: Codes) -> Floats:
+            """What has yet to learn does so in the time of its first trial."""
+            return 1 + self._learning * rises.unlearned(codes, rows)
+
+        return SpaceCandidates(codes, latency, imgsz, architecture, partial(rises.column, codes), cost)
+
+    @property
+    def _learning(self) -> float:
+        """What it costs that an alternative learns, in trials: those of this search so far, or as much as one. In powers of
+        two, so that a little more time makes no other proposal."""
+        learning, tally = self._store.fact("alternative_seconds"), self._store.tally
+        if not learning or not tally.charged:
+            return 1.0
+        return float(2.0 ** round(math.log2(learning * tally.ranked / tally.charged)))
 
     @property
     def _baseline_ms(self) -> float:

@@ -192,6 +192,8 @@ class Teaching:
         pace = Pace(self._imitation_seconds(), self._config.workers, self._store.seconds("imitate"))
         self._done("imitate", self._groups(todo, pace), pace)
         self._store.put_fact("learning", [])
+        if pace.each:
+            self._store.put_fact("alternative_seconds", pace.each)
         learned = [entry for a in wanted if (entry := library.get(a)) is not None]
         for entry in learned:
             if entry.dropped:
@@ -330,6 +332,11 @@ class Pace:
         self._cost = 0.0
 
     @property
+    def each(self) -> float:
+        """Device seconds that an alternative takes; 0 before one has learned."""
+        return self._cost / self._learned if self._learned else 0.0
+
+    @property
     def over(self) -> bool:
         """Whether the time is used up."""
         return self._left <= 0
@@ -341,9 +348,9 @@ class Pace:
             return GROUP
         if self.over:
             return 0
-        if not self._cost:
+        if not self.each:
             return FIRST_GROUP
-        room = self._left * self._learned / self._cost - self._under_way
+        room = self._left / self.each - self._under_way
         return min(GROUP, math.ceil(room / self._workers)) if room >= 1 else 0
 
     def begun(self, count: int) -> None:

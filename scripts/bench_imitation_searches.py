@@ -121,8 +121,9 @@ class Searches:
         settings = ["--epochs", str(options.short), "--set", "batch=8", "--set", "lr0=0.004", "--confirm", "1"]
         data = [] if options.data is None else ["--data", str(dataset.yaml)]
         what = ["--imgsz", str(options.imgsz), "--budget", f"{minutes:g}gpu-min", "--max-latency", limit, *settings]
-        arguments = [*data, *what, "--workers", str(options.workers), "--device", options.device, *METHODS[method]]
-        identity = [self.machine, self.target, *what, *METHODS[method], options.workers]
+        workers = max(1, options.workers - 1) if options.device == "cpu" else options.workers  # a core is left for measuring
+        arguments = [*data, *what, "--workers", str(workers), "--device", options.device, *METHODS[method]]
+        identity = [self.machine, self.target, *what, *METHODS[method], workers]
         name = f"{method}-{minutes:g}-{dataset.digest[:8]}-{options.imgsz}"
         payload = {"folder": str(self._folder), "name": name, "arguments": arguments}
         return self._job(f"search: {method}, {minutes:g} GPU-min", "searched", payload, identity)

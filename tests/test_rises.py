@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from nas.imitation.alternatives import alternative_of, alternatives_of
 from nas.imitation.library import Entry, Library, facts_of
 from nas.pricing import Intervals
+from nas.proposals import SpaceKnowledge
 from nas.pruning import Pruning
 from nas.rises import Rises
 from nas.runs.store import Entry as Entry_
@@ -66,6 +67,25 @@ def test_what_has_not_learned_or_was_dropped_counts_as_the_mean_of_its_slot(spac
     rows = np.array([codes.code(type(space.baseline)(space.skeleton.name, (p,))) for p in (known, dropped)])
     best, other = Rises(space, lambda: library).column(codes, rows)
     assert (best + 0.5) ** 2 == pytest.approx(2 * (other + 0.5) ** 2)  # the mean of 0 (the skeleton's own) and 0.4
+
+
+def test_an_architecture_costs_what_its_blocks_have_yet_to_learn(space, tmp_path):
+    """Trials took 12 s each so far, an alternative 23 s: about two trials for each that has not learned."""
+    library, codes = Library(tmp_path / "library"), SpaceCodes(space)
+    slot = next(iter(alternatives_of(space).values()))
+    known, unknown, *_ = [option for option in slot if option is not None]
+    learned(library, space, known, 0.4)
+    rows = np.array([codes.code(type(space.baseline)(space.skeleton.name, (p,))) for p in (known, unknown)])
+    facts = {"alternative_seconds": 23.0}
+    store = SimpleNamespace(fact=facts.get, tally=SimpleNamespace(ranked=3, charged=36.0))
+    knowledge = SpaceKnowledge(SimpleNamespace(imgsz=64), space, None, store, Rises(space, lambda: library))
+    candidates = knowledge.candidates(lambda trial: None)
+    assert candidates.cost(rows).tolist() == [1.0, 3.0]
+    learned(library, space, unknown, 0.2)
+    assert candidates.cost(rows).tolist() == [1.0, 1.0]
+    facts.clear()
+    rest = codes.all()
+    assert set(candidates.cost(rest)) > {1.0, 2.0}  # as much as a trial each, as long as nobody knows
 
 
 def test_proposals_that_are_surely_worse_are_pruned(space, tmp_path):

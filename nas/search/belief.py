@@ -35,23 +35,25 @@ MOST, DRAWS = 100, 64  # trainings that an outlook looks ahead, at most; and dra
 
 @dataclass(frozen=True)
 class Points:
-    """Architectures: features, and latency in ms with its 5% and 95% quantiles (equal where it is measured)."""
+    """Architectures: features, latency in ms with its 5% and 95% quantiles (equal where it is measured), and what trying each
+    costs, as a multiple of what is usual."""
 
     features: Features
     latency: Floats
     low: Floats
     high: Floats
+    cost: Floats
 
     def __len__(self) -> int:
         return len(self.latency)
 
     def __getitem__(self, rows: Rows | slice) -> Points:
-        return Points(self.features[rows], self.latency[rows], self.low[rows], self.high[rows])
+        return Points(self.features[rows], self.latency[rows], self.low[rows], self.high[rows], self.cost[rows])
 
     @property
     def certain(self) -> Points:
         """As if their latencies were measured."""
-        return Points(self.features, self.latency, self.latency, self.latency)
+        return Points(self.features, self.latency, self.latency, self.latency, self.cost)
 
 
 @dataclass(frozen=True)

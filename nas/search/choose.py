@@ -4,8 +4,9 @@ Without results the first proposals are spread along log latency (under a limit,
 the accuracy model is fitted to all results, believes what it expects of trials that still run (so that a batch spreads),
 and the candidate with the largest expected gain is proposed: in hypervolume, or over the best result within the limit.
 Without a limit all proposals go for the hypervolume; under one the first 20 go for the best within it, of the later ones
-every second. The chance to hold the limit multiplies either. Where the pool is but a sample, the search goes on from there to
-the best of its neighbours, step by step.
+every second. The chance to hold the limit multiplies either, and what trying it costs divides (as Snoek et al., NIPS 2012,
+have it per second): a block that is yet to learn from a teacher does so when its first network is tried. Where the pool is but
+a sample, the search goes on from there to the best of its neighbours, step by step.
 """
 
 from __future__ import annotations
@@ -81,10 +82,11 @@ def choose(
 
 
 def _most_promising(belief: Belief, pool: Points, chance: Floats, *, winner: bool) -> tuple[int, float]:
-    """The row with the largest expected gain, and that. Of a large pool and many results, a coarse model looks at all of it
-    first."""
-    rows = belief.shortlist(pool, chance, winner=winner)
-    gains = chance[rows] * belief.gains(belief.full, pool[rows], winner=winner)
+    """The row with the largest expected gain for its cost, and that. Of a large pool and many results, a coarse model looks at
+    all of it first."""
+    share = chance / pool.cost
+    rows = belief.shortlist(pool, share, winner=winner)
+    gains = share[rows] * belief.gains(belief.full, pool[rows], winner=winner)
     best = int(np.argmax(gains))
     return int(rows[best]), float(gains[best])
 

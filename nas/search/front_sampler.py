@@ -65,6 +65,10 @@ class Candidates(Protocol):
 
     def latency(self, codes: Codes) -> tuple[Floats, Floats, Floats]: ...
 
+    def cost(self, codes: Codes) -> Floats:
+        """What trying each costs, as a multiple of what is usual."""
+        ...
+
 
 @dataclass(frozen=True)
 class Earlier:
@@ -177,7 +181,8 @@ class FrontSampler(OneByOne):
             looked += len(part)
             usable += int(np.sum(chance_within(self.frame.limit_ms, *latency[-1]) >= LEAST_CHANCE))
         codes = codes[:looked]
-        return codes, Points(self._candidates.features(codes), *np.hstack(latency))
+        ms, low, high = np.hstack(latency)
+        return codes, Points(self._candidates.features(codes), ms, low, high, self._candidates.cost(codes))
 
     def _earlier(self) -> Evidence | None:
         """What an earlier search found, with the latencies of this one."""
@@ -188,7 +193,7 @@ class FrontSampler(OneByOne):
 
     def _points(self, codes: Codes, measured: Floats | None = None) -> Points:
         latency = self._candidates.latency(codes) if measured is None else (measured, measured, measured)
-        return Points(self._candidates.features(codes), *latency)
+        return Points(self._candidates.features(codes), *latency, self._candidates.cost(codes))
 
 
 def _front(errors: Floats, latency: Floats, frame: Frame) -> NDArray[np.intp]:
@@ -243,6 +248,9 @@ class TableCandidates:
         own = self._latency[codes.reshape(-1)]
         return own, own / self._factor, own * self._factor
 
+    def cost(self, codes: Codes) -> Floats:
+        return np.ones(len(codes))
+
 
 class SpaceCandidates:
     """The architectures of a search space: all of a small one, of a large one random ones and the front's neighbours.
@@ -253,6 +261,7 @@ class SpaceCandidates:
         imgsz: for the rules of the space.
         architecture: of a trial; None where it has none (yet).
         extra: one more number of many codes, in [-1/2, 1/2], that may foretell the accuracy.
+        cost: of trying each of many codes, as a multiple of what is usual; the same for all where not given.
     """
 
     ENUMERATED = 50_000
@@ -266,8 +275,9 @@ class SpaceCandidates:
         imgsz: int,
         architecture: Callable[[FrozenTrial], Architecture | None],
         extra: Callable[[Codes], Floats] | None = None,
+        cost: Callable[[Codes], Floats] = lambda codes: np.ones(len(codes)),
     ) -> None:
-        self._extra = extra
+        self._extra, self._cost = extra, cost
         self._codes, self._latency, self._imgsz, self._architecture = codes, latency, imgsz, architecture
         self._known: dict[int, tuple[Architecture, Codes]] = {}
 
@@ -315,3 +325,6 @@ class SpaceCandidates:
 
     def latency(self, codes: Codes) -> tuple[Floats, Floats, Floats]:
         return self._latency(codes)
+
+    def cost(self, codes: Codes) -> Floats:
+        return self._cost(codes)

@@ -108,7 +108,7 @@ def test_a_batch_spreads():
     rng = np.random.default_rng(1)
     x = np.repeat(rng.uniform(0, 1, (40, 2)), 2, axis=0)
     latency, errors = np.exp(x[:, 0]), np.exp(-1 - 0.5 * x[:, 0] + 0.01 * x[:, 1])
-    points = Points(encode(x.T.tolist()), latency, latency, latency)
+    points = Points(encode(x.T.tolist()), latency, latency, latency, np.ones(len(latency)))
     left, batch, done = list(range(10, 80)), [], np.arange(10)
     for number in range(10, 22):
         row = choose(
@@ -125,13 +125,27 @@ def test_a_batch_spreads():
     assert len({row // 2 for row in batch}) == 12
 
 
+def test_of_two_that_promise_alike_the_cheaper_one_is_tried():
+    """Pairs of twins, of which one costs three times as much; and what costs a hundred times as much is left for later."""
+    rng = np.random.default_rng(1)
+    x = np.repeat(rng.uniform(0, 1, (40, 2)), 2, axis=0)
+    latency, errors = np.exp(x[:, 0]), np.exp(-1 - x.sum(axis=1))
+    points = Points(encode(x.T.tolist()), latency, latency, latency, np.where(np.arange(80) % 2, 3.0, 1.0))
+    done, nothing = Evidence(points[:10], errors[:10], np.zeros(10)), points[np.arange(0)]
+    row = choose(points[10:], done, nothing, Frame(1, 3), 0, 10, Fits())
+    assert row is not None and row % 2 == 0
+    dear = replace(points, cost=np.where(np.arange(80) // 2 == (row + 10) // 2, 100.0, 1.0))
+    other = choose(dear[10:], done, nothing, Frame(1, 3), 0, 10, Fits())
+    assert other is not None and other // 2 != row // 2
+
+
 def test_with_uncertain_latencies_nothing_hopeless_is_proposed():
     """What cannot hold the limit is never proposed, and nothing is where all of the pool is over it."""
     features = encode([[float(i % 20) for i in range(40)]])
     latency = np.array([1 + 0.04 * (i % 20) for i in range(40)])
     low, high = latency.copy(), latency.copy()
     low[20:], high[20:] = latency[20:] * 0.8, latency[20:] * 1.25
-    pool, frame = Points(features, latency, low, high), Frame(1.0, 1.8, limit_ms=1.4)
+    pool, frame = Points(features, latency, low, high, np.ones(len(latency))), Frame(1.0, 1.8, limit_ms=1.4)
     done = Evidence(pool[np.array([0, 3, 10])], np.array([0.6, 0.55, 0.5]), np.zeros(3))
     for number in range(3, 9):
         row = choose(pool, done, pool[np.arange(0)], frame, 0, number, Fits())
@@ -157,7 +171,7 @@ def test_the_work_of_a_proposal_does_not_grow_with_results_and_pool(monkeypatch)
     rng = np.random.default_rng(0)
     x = rng.uniform(0, 1, (14_000, 2))
     latency = np.exp(x[:, 0])
-    points = Points(encode(x.T.tolist()), latency, latency, latency)
+    points = Points(encode(x.T.tolist()), latency, latency, latency, np.ones(len(latency)))
     done = Evidence(points[:4000], np.exp(-1 - x[:4000].sum(axis=1)), np.zeros(4000))
     nothing, frame, known = points[np.arange(0)], Frame(1, 3), Fits()
     for results in range(2, 1001):
@@ -178,7 +192,7 @@ def test_a_better_neighbour_is_gone_on_to():
     rng = np.random.default_rng(4)
     x = rng.uniform(0, 1, (60, 2))
     latency, errors = np.exp(x[:, 0]), np.exp(-1 - x.sum(axis=1))
-    points = Points(encode(x.T.tolist()), latency, latency, latency)
+    points = Points(encode(x.T.tolist()), latency, latency, latency, np.ones(len(latency)))
     done, nothing = Evidence(points[:10], errors[:10], np.zeros(10)), points[np.arange(0)]
     frame, poor = Frame(1, 3, reference_error=1.0), np.argsort(-errors[10:])[:5] + 10
     rest = np.setdiff1d(np.arange(10, 60), poor)
@@ -193,7 +207,7 @@ def test_many_results_and_a_large_pool():
     x = rng.uniform(0, 1, (26_000, 3))
     errors = np.exp(-1 - 0.3 * x.sum(axis=1) + 0.4 * (x[:, 0] - 0.5) ** 2)
     latency = np.exp(x[:, 0] + 0.3 * x[:, 1])
-    points = Points(encode(x.T.tolist()), latency, latency, latency)
+    points = Points(encode(x.T.tolist()), latency, latency, latency, np.ones(len(latency)))
     seen = np.arange(1500)
     frame = Frame(float(latency.min()), float(latency.max()))
     fits = Fits()
