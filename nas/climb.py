@@ -92,19 +92,22 @@ class Climb:
             return sum(self._typical(rung) for rung in range(self._rungs))
         return typical(step.rung) or self._typical(step.rung)
 
-    def reserve(self, front: Sequence[Entry], budget: float, workers: int, held: float, *, validates: bool = False) -> float:
-        """What to keep of a budget that `workers` side by side, on `held` devices each, use up: for confirming and validating
-        the front, at most a quarter of it; and for bringing up who leads a rung now, at most half of it. What was only looked
-        at on a lower rung is no front."""
+    def confirming(self, front: Sequence[Entry], budget: float, workers: int, held: float, *, validates: bool = False) -> float:
+        """What to keep of a budget that `workers` side by side, on `held` devices each, use up, for confirming and validating
+        the front: at most a quarter of it."""
         again, looked = self.seconds(Step(0, self._rungs - 1, 1)), 0.0
         missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in front)
         if validates:
             unseen = sum(entry.val is None for entry in (*self._baseline, *front))
             looked = unseen * self.seconds(Step(0, self._rungs - 1, validates=True))
         # however many work side by side, the longest of it takes as long as it takes
-        confirming = max((missing * again + looked) / workers, again if missing else 0.0) / held
-        finishing = max(x / y for x, y in zip(self._finish, (workers, 1), strict=True)) / held
-        return min(RESERVE_SHARE * budget, confirming) + min(FINISH_SHARE * budget, finishing)
+        return min(RESERVE_SHARE * budget, max((missing * again + looked) / workers, again if missing else 0.0) / held)
+
+    def finishing(self, budget: float, workers: int, held: float) -> float:
+        """Likewise for bringing up who leads a rung now, at most half of it: what was only looked at on a lower rung is no
+        front."""
+        together, longest = self._finish
+        return min(FINISH_SHARE * budget, max(together / workers, longest) / held)
 
     @property
     def _finish(self) -> tuple[float, float]:

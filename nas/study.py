@@ -223,12 +223,22 @@ class Study:
         return self._has_room(len(self._queue))
 
     def _has_room(self, waiting: int) -> bool:
-        """Whether one more trial fits the budget, with what is needed to confirm the front."""
-        budget, front = self._ledger.budget, self._folders.front
-        workers, held = (self._config.workers, self._ledger.cost(1)) if budget.kind == "wall" else (1, 1.0)
-        reserve = self._climb.reserve(front, budget.amount, workers, held, validates=self._jobs.validates)
-        reserve += self._settling.seconds
+        """Whether one more trial fits the budget, with what is needed to bring up who leads and to confirm the front."""
+        workers, held = self._side_by_side
+        reserve = self._to_confirm + self._climb.finishing(self._ledger.budget.amount, workers, held)
         return self._ledger.fits(self._elapsed, waiting, fresh=self._running.fresh, reserve=reserve)
+
+    @property
+    def _to_confirm(self) -> float:
+        """What is to be kept of the budget for confirming, validating and measuring the front."""
+        amount, validates = self._ledger.budget.amount, self._jobs.validates
+        kept = self._climb.confirming(self._folders.front, amount, *self._side_by_side, validates=validates)
+        return kept + self._settling.seconds
+
+    @property
+    def _side_by_side(self) -> tuple[int, float]:
+        """How many use the budget up together, on how many devices each."""
+        return (self._config.workers, self._ledger.cost(1)) if self._ledger.budget.kind == "wall" else (1, 1.0)
 
     @property
     def _elapsed(self) -> list[float]:
@@ -278,14 +288,15 @@ class Study:
         return self._exhausted is not None or not self._has_room(0)
 
     def _fits(self, step: Step) -> bool:
-        """Whether a step fits the budget; the baseline always starts."""
+        """Whether a step fits the budget; the baseline always starts. Who goes on leaves what confirming the front needs."""
         if step.number == 0 and not step.again:
             return not self._ledger.exhausted(())
-        if step.rung or step.again:
-            return not self._ledger.exhausted(self._elapsed) and self._ledger.fits(
-                self._elapsed, 0, seconds=self._climb.seconds(step)
-            )
-        return self._has_room(0)
+        if not step.rung and not step.again:
+            return self._has_room(0)
+        reserve = 0.0 if step.again else self._to_confirm
+        return not self._ledger.exhausted(self._elapsed) and self._ledger.fits(
+            self._elapsed, 0, seconds=self._climb.seconds(step), reserve=reserve
+        )
 
     def _propose(self, fixed: Architecture | None = None) -> None:
         """Ask for one architecture and have it priced, unless it is refused at once."""

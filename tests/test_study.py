@@ -1041,6 +1041,21 @@ def test_a_part_of_the_budget_is_kept_for_confirming(make_lab):
     assert lab.store.tally.ranked >= 8
 
 
+def test_those_who_go_on_leave_what_confirming_needs(make_lab):
+    """The lower rung tells nothing of the higher, so all are to go on: more than the budget holds."""
+    lab = make_lab(WIDE, epochs=9, rungs=2, budget="500gpu-s", confirm=1)
+
+    def judge(payload) -> float:
+        own = accuracy(payload["model"])
+        return own if payload["until"] == 9 else 1 - own
+
+    lab.run(lab.executor(judge=judge))
+    confirmed = sum(len(e.repeats) for e in lab.store.entries)
+    assert 20 * confirmed >= 0.2 * 500  # a quarter is kept, and the last one may not fit
+    assert lab.store.tally.charged + lab.store.seconds("lane") <= 500
+    assert sum(e.state == "paused" for e in lab.store.entries) >= 1  # for them there was no room
+
+
 def test_who_cannot_be_confirmed_stays_with_one_seed(make_lab):
     lab = make_lab(TINY, confirm=1)
     executor = lab.executor(fate=lambda attempt, count: Failed if attempt.payload.get("repeat") else None)
