@@ -96,9 +96,10 @@ class Climb:
         """What to keep of a budget that `workers` side by side, on `held` devices each, use up, for confirming and validating
         the front: at most a quarter of it."""
         again, looked = self.seconds(Step(0, self._rungs - 1, 1)), 0.0
-        missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in front)
+        members = {entry.number: entry for entry in (*self._baseline, *front)}.values()
+        missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in members)
         if validates:
-            unseen = sum(entry.val is None for entry in (*self._baseline, *front))
+            unseen = sum(entry.val is None for entry in members)
             looked = unseen * self.seconds(Step(0, self._rungs - 1, validates=True))
         # however many work side by side, the longest of it takes as long as it takes
         return min(RESERVE_SHARE * budget, max((missing * again + looked) / workers, again if missing else 0.0) / held)
