@@ -60,6 +60,10 @@ class Climb:
         self._changed = found is not None
         return None if found is None else Step(found.number, found.rung)
 
+    def leads(self, step: Step) -> bool:
+        """Whether the trial that is to go on is on the front of the rung that it comes from."""
+        return any(climber.number == step.number for climber in leading(list(self._climbers.values()), step.rung - 1))
+
     def promoted(self, number: int) -> None:
         """A trial is on its way to the next rung."""
         if number in self._climbers:

@@ -288,12 +288,13 @@ class Study:
         return self._exhausted is not None or not self._has_room(0)
 
     def _fits(self, step: Step) -> bool:
-        """Whether a step fits the budget; the baseline always starts. Who goes on leaves what confirming the front needs."""
+        """Whether a step fits the budget; the baseline always starts. Who goes on without leading its rung leaves what
+        confirming the front needs."""
         if step.number == 0 and not step.again:
             return not self._ledger.exhausted(())
         if not step.rung and not step.again:
             return self._has_room(0)
-        reserve = 0.0 if step.again else self._to_confirm
+        reserve = 0.0 if step.again or self._climb.leads(step) else self._to_confirm
         return not self._ledger.exhausted(self._elapsed) and self._ledger.fits(
             self._elapsed, 0, seconds=self._climb.seconds(step), reserve=reserve
         )

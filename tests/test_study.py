@@ -1057,6 +1057,16 @@ def test_those_who_go_on_leave_what_confirming_needs(make_lab):
     assert sum(e.state == "paused" for e in lab.store.entries) >= 1  # for them there was no room
 
 
+def test_a_front_comes_before_its_error_bars(make_lab):
+    """There is time to bring up one more of those who lead the lower rung, or to confirm."""
+    lab = make_lab(WIDE, epochs=9, rungs=2, budget="150gpu-s", confirm=1)
+    lab.run(lab.executor())
+    entries = [e for e in lab.store.entries if e.results and e.price]
+    front = front_indices([e.results[0]["map"] for e in entries], [e.price["ms"] for e in entries])
+    assert all(entries[i].state == "done" for i in front) and len(front) >= 3
+    assert sum(len(e.repeats) for e in entries) < len(front)
+
+
 def test_who_cannot_be_confirmed_stays_with_one_seed(make_lab):
     lab = make_lab(TINY, confirm=1)
     executor = lab.executor(fate=lambda attempt, count: Failed if attempt.payload.get("repeat") else None)
