@@ -98,12 +98,13 @@ class Climb:
 
     def confirming(self, front: Sequence[Entry], budget: float, workers: int, held: float, *, validates: bool = False) -> float:
         """What to keep of a budget that `workers` side by side, on `held` devices each, use up, for confirming and validating
-        the front: at most a quarter of it."""
+        the front, and who leads a rung and will be on it: at most a quarter of it."""
         again, looked = self.seconds(Step(0, self._rungs - 1, 1)), 0.0
         members = {entry.number: entry for entry in (*self._baseline, *front)}.values()
-        missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in members)
+        coming = sum(self._leaders)
+        missing = sum(max(0, self._confirm - len(entry.repeats)) for entry in members) + self._confirm * coming
         if validates:
-            unseen = sum(entry.val is None for entry in members)
+            unseen = sum(entry.val is None for entry in members) + coming
             looked = unseen * self.seconds(Step(0, self._rungs - 1, validates=True))
         # however many work side by side, the longest of it takes as long as it takes
         return min(RESERVE_SHARE * budget, max((missing * again + looked) / workers, again if missing else 0.0) / held)
@@ -115,19 +116,24 @@ class Climb:
         return min(FINISH_SHARE * budget, max(together / workers, longest) / held)
 
     @property
-    def _finish(self) -> tuple[float, float]:
-        """Device seconds that bring the leaders of all rungs to the highest, with those who are on their way: of all together,
-        and of the one that has the longest way."""
+    def _leaders(self) -> list[int]:
+        """Of each rung but the highest, how many lead it, with those who are on their way from it."""
         if self._leading is None:
             climbers = list(self._climbers.values())
             below = [c for c in climbers if not c.rests and self._store[c.number].state in {"queued", "running"}]
             self._leading = [
                 len(leading(climbers, rung)) + sum(len(c.scores) == rung + 1 for c in below) for rung in range(self._rungs - 1)
             ]
+        return self._leading
+
+    @property
+    def _finish(self) -> tuple[float, float]:
+        """Device seconds that bring the leaders of all rungs to the highest: of all together, and of the one that has the
+        longest way."""
         climb = [self.seconds(Step(0, rung)) for rung in range(1, self._rungs)]
         ways = [sum(climb[rung:]) for rung in range(len(climb))]
-        longest = max((way for way, count in zip(ways, self._leading, strict=True) if count), default=0.0)
-        return sum(count * way for way, count in zip(ways, self._leading, strict=True)), longest
+        longest = max((way for way, count in zip(ways, self._leaders, strict=True) if count), default=0.0)
+        return sum(count * way for way, count in zip(ways, self._leaders, strict=True)), longest
 
     @property
     def _baseline(self) -> list[Entry]:
