@@ -73,7 +73,7 @@ def search(
     sampler: str = "front",
     seed: int = 0,
     weights: str | Path | None = None,
-    imitate: bool = False,
+    imitate: bool | None = None,
     prior: str | Path | None = None,
     allow_noisy: bool = False,
     storage: str | None = None,
@@ -104,7 +104,8 @@ def search(
         gpus_per_trial: 0.25 lets four trials share a GPU, each in a process of its own; 2 trains each trial on two GPUs, with a
             process for each. A budget of device time is charged GPUs times seconds.
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
-        imitate: blocks learn from a teacher (`weights`, or one that is trained first), and architectures begin assembled.
+        imitate: blocks learn from a teacher (`weights`, or one that is trained first), and architectures begin assembled. Where
+            None, they do in a budget of time, and not in one of trials: that says what is to be trained, and a teacher is more.
         prior: a run whose results `front` learns from, of the same skeleton; its limit, device or data may differ.
         allow_noisy: count latencies of a machine that is not quiet too, instead of rejecting what cannot be measured well.
         storage: `postgresql://user:password@host:5432/database`, which holds the study, not `study.db`; other runs may lie
@@ -343,7 +344,7 @@ def _check(
     sampler: str,
     seed: int,
     weights: str | Path | None,
-    imitate: bool,
+    imitate: bool | None,
     prior: str | Path | None,
     allow_noisy: bool,
     storage: str | None,
@@ -392,7 +393,7 @@ def _check(
         seed=seed,
         allow_noisy=allow_noisy,
         weights=None if checkpoint is None else str(checkpoint),
-        imitate=imitate,
+        imitate=Budget.parse(budget).kind != "trials" if imitate is None else imitate,
         prior=None if prior is None else str(prior),
         storage=None if storage is None else parse_storage(storage),
         **parse_limits(max_latency, max_params, max_macs, max_size),

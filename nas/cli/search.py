@@ -42,8 +42,9 @@ ALSO_SIMULATED = {"budget", "max_latency", "rungs", "confirm", "stop_when_flat",
 @click.option("--address", help="Train on this Ray cluster: auto (of this host), HOST:PORT or ray://HOST:PORT.")
 @click.option(
     "--imitate/--from-scratch",
-    default=False,
-    help="Blocks learn from a teacher (--weights, or trained first), architectures begin assembled.  [default: from scratch]",
+    default=None,
+    help="Blocks learn from a teacher (--weights, or trained first), architectures begin assembled; or from scratch.  "
+    "[default: imitate, in a budget of trials from scratch]",
 )
 @click.option("--sampler", default="front", show_default=True, help="front, tpe or random: who proposes.")
 @click.option("--weights", metavar="FILE", help="Checkpoint of the skeleton (.pt): what an architecture kept starts from it.")
