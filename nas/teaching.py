@@ -27,6 +27,7 @@ from nas.execution.work import TRAIN, TrainJob
 from nas.imitation.alternatives import Alternative, alternatives_of
 from nas.imitation.library import Library
 from nas.jobs import training_job
+from nas.pace import Pace
 from nas.pricing import POLL_SECONDS, Pricing
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
@@ -40,7 +41,6 @@ log = logging.getLogger("nas")
 TEACH_SHARE, IMITATE_SHARE = 0.3, 0.2  # of the budget, at most
 TEACHER_EPOCHS = 100  # at most; in a budget of trials so many times the epochs of one
 TIMES_A_TRIAL = 6
-GROUP, FIRST_GROUP = 24, 4  # alternatives that learn together, at most, and before it is known what one costs
 TRIES = 3
 
 
@@ -233,7 +233,8 @@ class Teaching:
         """Run jobs side by side and return their results; None where somebody asked to stop. Lost ones are tried again.
 
         Args:
-            jobs: all of them, or who makes the next one when there is room for it; none for now where that is None.
+            jobs: all of them, or what makes the next one when a worker is free; None where there is no time for one beside
+                those that run.
             pace: of jobs of imitation. What is left when their time is over stays undone.
         """
         make = jobs if callable(jobs) else partial(next, iter(jobs), None)
@@ -315,55 +316,6 @@ class Teaching:
         """What an attempt has used since the last time."""
         self._store.add_seconds(**{phase: self._ledger.cost(max(0.0, seconds - self._charged.get(key, 0.0)))})
         self._charged[key] = seconds
-
-
-class Pace:
-    """How many alternatives learn together next, so that the phase keeps to its time: a group that began cannot be cut.
-
-    Args:
-        seconds: device seconds that the phase may take.
-        workers: who learn side by side.
-        used: what an earlier session has taken of them.
-    """
-
-    def __init__(self, seconds: float, workers: int, used: float) -> None:
-        self._left, self._workers = seconds - used, workers
-        self._under_way = self._learned = 0
-        self._cost = 0.0
-
-    @property
-    def each(self) -> float:
-        """Device seconds that an alternative takes; 0 before one has learned."""
-        return self._cost / self._learned if self._learned else 0.0
-
-    @property
-    def over(self) -> bool:
-        """Whether the time is used up."""
-        return self._left <= 0
-
-    def group(self) -> int:
-        """How many may begin now; 0 where there is no time for one, as far as is known by now. The first ones show what one
-        costs."""
-        if math.isinf(self._left):
-            return GROUP
-        if self.over:
-            return 0
-        if not self.each:
-            return FIRST_GROUP
-        room = self._left / self.each - self._under_way
-        return min(GROUP, math.ceil(room / self._workers)) if room >= 1 else 0
-
-    def begun(self, count: int) -> None:
-        """So many begin to learn."""
-        self._under_way += count
-
-    def ended(self, count: int, cost: float, learned: bool) -> None:
-        """So many have learned, or failed, at that many device seconds."""
-        self._under_way -= count
-        self._left -= cost
-        if learned:
-            self._learned += count
-            self._cost += cost
 
 
 def teacher_epochs(budget: Budget, epochs: int, seconds: float) -> int:

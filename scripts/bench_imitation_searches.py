@@ -182,7 +182,8 @@ class Searches:
                 search = self.search(method, minutes)
                 told = (search and self._kept.get(search)) or {}
                 volumes[method] = hypervolume(maps, ms, reference_ms=STRICT * stock["ms"], fastest_ms=fastest)
-                figures[f"{method}_{minutes:g}"] = {"hypervolume": volumes[method], "best_map": max(maps), "members": len(maps)}
+                figures[f"{method}_{minutes:g}"] = {"hypervolume": volumes[method], "mean_map": float(np.mean(maps))}
+                figures[f"{method}_{minutes:g}"] |= {"best_map": max(maps), "least_map": min(maps), "members": len(maps)}
                 print(
                     f"{f'{method}, {minutes:g} GPU-min':28} {told['trained']:8} {told['front']:6} {max(maps):15.3f} "
                     f"{min(ms):11.3f} {volumes[method]:12.3f}"

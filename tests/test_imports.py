@@ -129,7 +129,7 @@ ARROWS = {
     "climb": {"jobs", "runs", "search"},
     "seeding": {"imitation", "pricing", "search"},
     "jobs": {"execution", "runs", "search", "dataset", "hardware", "cache"},
-    "teaching": {"seeding", "jobs", "execution", "imitation", "runs", "search", "pricing", "dataset", "cache"},
+    "teaching": {"pace", "seeding", "jobs", "execution", "imitation", "runs", "search", "pricing", "dataset", "cache"},
     "pricing": {"execution", "latency"},
     "outcome": {"sensitivity", "export", "review", "runs", "search"},
     "execution": {"blocks", "training", "imitation", "latency", "yolo", "dataset", "hardware", "cache"},

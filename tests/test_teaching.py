@@ -25,6 +25,7 @@ from nas.execution.work import TRAIN
 from nas.imitation.alternatives import Alternative, alternative_of, alternatives_of
 from nas.imitation.library import Entry, Library, facts_of
 from nas.jobs import Step, training_job
+from nas.pace import FIRST_GROUP, GROUP, Pace
 from nas.pricing import Intervals
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
@@ -32,7 +33,7 @@ from nas.runs.trials import TrialFolders
 from nas.seeding import additive_members
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.reader import read_space
-from nas.teaching import FIRST_GROUP, GROUP, TRIES, Pace, Teaching, in_turn
+from nas.teaching import TRIES, Teaching, in_turn
 
 SPACE = """
 skeleton: yolo11n.yaml
@@ -120,6 +121,18 @@ class Lab:
         teaching.run(self.phases.append, stopping)
         return teaching
 
+    def dies(self, count: int) -> Workers:
+        """A search that is killed as its job of that count begins."""
+
+        def kill(attempt: Attempt) -> None:
+            if len(workers.started) == count:
+                raise KeyboardInterrupt
+
+        workers = Workers(fate=kill)
+        with pytest.raises(KeyboardInterrupt):
+            self.run(workers)
+        return workers
+
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
@@ -175,14 +188,7 @@ def test_a_checkpoint_that_is_no_teacher_starts_the_teachers_training(lab, fresh
 def test_what_is_done_stays_done(lab, died):
     """The search dies while a job runs: the next one begins with that job."""
     own = lab()
-
-    def dies(attempt: Attempt) -> None:
-        if len(workers.started) == died + 1:
-            raise KeyboardInterrupt
-
-    workers = Workers(fate=dies)
-    with pytest.raises(KeyboardInterrupt):
-        own.run(workers)
+    own.dies(died + 1)
     again = Workers()
     own.run(again)
     assert again.kinds()[: 3 - died] == [TRAIN, TRAIN, MEET][died:]
@@ -295,14 +301,7 @@ def test_what_failed_says_nothing_of_what_learning_costs():
 def test_groups_that_were_learning_when_the_search_was_killed_go_on_as_they_were(lab):
     """What a group has learned lies on disk under its members' names."""
     own = lab(weights="best.pt")
-
-    def dies(attempt: Attempt) -> None:
-        if len(workers.started) == 4:
-            raise KeyboardInterrupt
-
-    workers = Workers(fate=dies)
-    with pytest.raises(KeyboardInterrupt):
-        own.run(workers)
+    workers = own.dies(4)
     again = Workers()
     own.run(again)
     *_, under_way = workers.started
