@@ -105,7 +105,8 @@ def search(
             process for each. A budget of device time is charged GPUs times seconds.
         weights: a checkpoint (.pt) of the skeleton; what an architecture kept of it starts from there, not from scratch.
         imitate: blocks learn from a teacher (`weights`, or one that is trained first), and architectures begin assembled. Where
-            None, they do in a budget of time, and not in one of trials: that says what is to be trained, and a teacher is more.
+            None, they do in a budget of time that pays for a teacher (`Teaching.pays`), and not in one of trials: that says
+            what is to be trained, and a teacher is more.
         prior: a run whose results `front` learns from, of the same skeleton; its limit, device or data may differ.
         allow_noisy: count latencies of a machine that is not quiet too, instead of rejecting what cannot be measured well.
         storage: `postgresql://user:password@host:5432/database`, which holds the study, not `study.db`; other runs may lie
@@ -393,7 +394,7 @@ def _check(
         seed=seed,
         allow_noisy=allow_noisy,
         weights=None if checkpoint is None else str(checkpoint),
-        imitate=Budget.parse(budget).kind != "trials" if imitate is None else imitate,
+        imitate=False if imitate is None and Budget.parse(budget).kind == "trials" else imitate,
         prior=None if prior is None else str(prior),
         storage=None if storage is None else parse_storage(storage),
         **parse_limits(max_latency, max_params, max_macs, max_size),

@@ -144,6 +144,7 @@ _TYPES: Mapping[str, tuple[Any, str]] = {
     "float": (int | float, "a number"),
     "float | None": (int | float | None, "a number"),
     "bool": (bool, "true or false"),
+    "bool | None": (bool | None, "true or false"),
 }
 
 
@@ -168,7 +169,8 @@ class RunConfig:
         lr0: peak learning rate.
         weights: checkpoint that proxies start from, or None for a start from scratch; with `imitate` the teacher, or what its
             training starts from.
-        imitate: whether blocks learn from a teacher, and architectures begin assembled from what they have learned.
+        imitate: whether blocks learn from a teacher, and architectures begin assembled from what they have learned; None until
+            the search has found out whether its budget pays for that (see `Teaching.pays`).
         fraction: share of the rest of `train` that proxies train on.
         held_out: share of `train` that ranks the proxies and that none of them trains on.
         sampler: who proposes.
@@ -204,7 +206,7 @@ class RunConfig:
     batch: int = 8
     lr0: float = 0.004
     weights: str | None = None
-    imitate: bool = False
+    imitate: bool | None = False
     held_out: float = 0.2
     fraction: float = 1.0
     sampler: str = "front"
@@ -225,7 +227,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for entry in fields(self):
             value, (kind, called) = getattr(self, entry.name), _TYPES[str(entry.type)]
-            if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
+            if (isinstance(value, bool) and kind not in (bool, bool | None)) or not isinstance(value, kind):
                 raise InputError(f"{entry.name} is {value!r}", f"give {called}")
         Budget.parse(self.budget)
         for name, low, high in (

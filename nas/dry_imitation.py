@@ -26,7 +26,7 @@ from nas.review.record import duration
 from nas.search.ladder import FACTOR
 from nas.space.architecture import model_yaml
 from nas.space.search_space import SearchSpace
-from nas.teaching import IMITATE_SHARE, in_turn, library_of, teacher_epochs, teacher_job
+from nas.teaching import IMITATE_SHARE, in_turn, library_of, teacher_epochs, teacher_job, worthwhile_epochs
 
 REHEARSED = 3  # alternatives
 NEVER_ENOUGH = -1e9  # all rounds are to be timed
@@ -152,6 +152,20 @@ def climbs(legs: list[float], assembled: float) -> tuple[float, float]:
     """
     each = [assembled + leg for leg in legs]
     return ASSEMBLED_SHARE * sum(seconds / FACTOR**place for place, seconds in enumerate(each)), sum(each)
+
+
+def too_little(config: RunConfig, met: Met, seconds: float) -> str:
+    """Why a search that may imitate will not, where an epoch of the skeleton takes so many seconds; empty where it will."""
+    budget = Budget.parse(config.budget)
+    if met.mean_ap is not None:
+        return ""
+    epochs = teacher_epochs(budget, config.epochs, seconds * (config.held if budget.kind == "device" else 1))
+    least = worthwhile_epochs(config.epochs)
+    return (
+        ""
+        if epochs >= least
+        else f"from scratch: the budget buys a teacher {epochs} epochs, imitation is worth it from {least} on"
+    )
 
 
 def lines(budget: Budget, met: Met, found: Shares) -> list[str]:

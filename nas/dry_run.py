@@ -27,7 +27,7 @@ from nas.climb import RESERVE_SHARE
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset, read_dataset
 from nas.devices import table_prices
-from nas.dry_imitation import climbs, meet, rehearse_learning, shares
+from nas.dry_imitation import climbs, meet, rehearse_learning, shares, too_little
 from nas.dry_imitation import lines as phase_lines
 from nas.errors import StoppedError
 from nas.execution.executor import Attempt, Executor, Progress, Result
@@ -192,7 +192,7 @@ def forecast(
     lines = [f"space      {space.size:,} architectures of {space.skeleton.name}" + (", less its rules" if space.forbid else "")]
     with tempfile.TemporaryDirectory(prefix="nas-") as name, closing(open_executor(config, Path(name))) as executor:
         common = training_job(config, dataset, blocks)
-        met = meet(config, space, dataset, common, executor, Path(name)) if config.imitate else None
+        met = meet(config, space, dataset, common, executor, Path(name)) if config.imitate is not False else None
         seen = met is not None and met.seen
         if config.weights is not None and met is None:
             model = model_yaml(space.skeleton, space.baseline, dataset.nc)
@@ -223,12 +223,16 @@ def forecast(
         say("rehearsing the training of the skeleton")
         job, rehearsed = _small(config, space, dataset, Path(name), blocks)
         rehearsal = _rehearse(job, rehearsed, config, executor, Path(name))
+        parts = [len(part) for part in dataset.split(config.held_out, derive(config.seed, 0, "split"))]
+        fit = max(1, round(config.fraction * parts[0]))
+        images = (fit, parts[1])
+        if met is not None and config.imitate is None:
+            why = too_little(config, met, rehearsal.epoch(config, fit) + rehearsal.scoring(parts[1]))
+            lines += [f"way        {why}"] if why else []
+            met = None if why else met
         if met is not None:
             say("rehearsing imitation")
             learning = rehearse_learning(space, job, rehearsed[0], executor, Path(name))
-    parts = [len(part) for part in dataset.split(config.held_out, derive(config.seed, 0, "split"))]
-    fit = max(1, round(config.fraction * parts[0]))
-    images = (fit, parts[1])
     trial, again = rehearsal.trial(config, *images), rehearsal.confirmation(config, *images)
     proposal = statistics.mean(lane) if lane else 0.0
     budget = asked = Budget.parse(config.budget)
@@ -336,8 +340,8 @@ def _small(
         rungs=[2],
         held_out=held_out,
         fraction=1.0,
-        weights=None if config.imitate else config.weights,
-        keep=str(folder / "skeleton.pt") if config.imitate else None,
+        weights=config.weights if config.imitate is False else None,
+        keep=None if config.imitate is False else str(folder / "skeleton.pt"),
     )
     fit, scored = map(len, small.split(held_out, job.split_seed))
     return job, (fit, scored)

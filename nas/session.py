@@ -95,8 +95,6 @@ def run_session(
             log.info(note)
 
         trials = TrialFolders(folder.absolute())  # workers have working folders of their own
-        tables = Tables(folder, config, space, store, ledger)
-
         meter = GpuMeter() if config.device == "cuda" else None
 
         def tell(text: str) -> None:
@@ -105,14 +103,13 @@ def run_session(
 
         heartbeat = Heartbeat(store)
 
-        def watch(status: Callable[[], Status]) -> None:
+        def show(status: Callable[[], Status]) -> None:
             if meter is not None:
                 meter.update()
             heartbeat(status)
             progress(status() if meter is None else replace(status(), gpus_busy=meter.latest))
-            tables.update()
 
-        with _keeping_results(folder, store, tables):
+        with _keeping_results(folder, store, lambda: Tables(folder, config, space, store, ledger)):
             store.put_fact("stopped_because", None)
             with progress, contextlib.ExitStack() as resources:
                 for note in notes:
@@ -121,7 +118,18 @@ def run_session(
                     lane = " and for the host that measures latency" if config.lane else ""
                     tell(f"waits for a worker{lane} at {config.address}")
                 executor = resources.enter_context(contextlib.closing(open_executor(config, folder)))
-                if config.weights is not None and not config.imitate:
+                teaching = None
+                if config.imitate is not False:
+                    teaching = Teaching(config, space, dataset, blocks, folder.absolute(), store, ledger, executor, tell)
+                if config.imitate is None and teaching is not None:
+                    ledger.begin()
+                    try:
+                        imitates = teaching.pays(lambda phase: show(partial(_before_trials, phase, ledger)))
+                    finally:
+                        ledger.save()
+                    teaching, config = teaching if imitates else None, replace(config, imitate=imitates)
+                    folders.write_config(folder, config, command)
+                if config.weights is not None and teaching is None:
                     model = model_yaml(space.skeleton, space.baseline, dataset.nc)
                     job = WeightsJob(model, config.weights, list(dataset.names), blocks)
                     fitting, fresh, seconds = try_weights(job, executor, folder)
@@ -129,10 +137,14 @@ def run_session(
                     store.put_fact("seen", None if fresh else config.weights)
                     tell(fitting)
                 jobs: Jobs = ProxyJobs(config, dataset, blocks, trials, validates=store.fact("seen") is not None)
-                teaching = None
-                if config.imitate:
-                    teaching = Teaching(config, space, dataset, blocks, folder.absolute(), store, ledger, executor, tell)
+                if teaching is not None:
                     jobs = AssembledJobs(config, space, teaching, training_job(config, dataset, blocks), trials)
+
+                tables = Tables(folder, config, space, store, ledger)
+
+                def watch(status: Callable[[], Status]) -> None:
+                    show(status)
+                    tables.update()
 
                 def charge(seconds: float) -> None:
                     store.add_seconds(lane=seconds)
@@ -190,7 +202,7 @@ def _changed(store: Store, target: Target) -> list[str]:
 
 
 @contextlib.contextmanager
-def _keeping_results(folder: Path, store: Store, tables: Tables) -> Iterator[None]:
+def _keeping_results(folder: Path, store: Store, tables: Callable[[], Tables]) -> Iterator[None]:
     """Write the reason and the result files at the end; an error on the way keeps its precedence over theirs."""
     try:
         yield
@@ -205,11 +217,17 @@ def _keeping_results(folder: Path, store: Store, tables: Tables) -> Iterator[Non
         _report(folder, store, tables)
 
 
-def _report(folder: Path, store: Store, tables: Tables) -> None:
+def _report(folder: Path, store: Store, tables: Callable[[], Tables]) -> None:
     if store.counts["done"]:
         Run(folder).report()
     elif len(store):
-        tables.write()
+        tables().write()
+
+
+def _before_trials(phase: str, ledger: Ledger) -> Status:
+    """How a search stands that has no trial yet."""
+    share = min(1.0, ledger.used(()) / ledger.budget.amount)
+    return Status(phase, {}, {}, ledger.budget.text, share, ledger.wall_seconds, None, None)
 
 
 def try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str, bool, float]:

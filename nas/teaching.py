@@ -41,6 +41,7 @@ log = logging.getLogger("nas")
 TEACH_SHARE, IMITATE_SHARE = 0.3, 0.2  # of the budget, at most
 TEACHER_EPOCHS = 100  # at most; in a budget of trials so many times the epochs of one
 TIMES_A_TRIAL = 6
+WORTH_A_TRIAL = 3  # times a trial's epochs: a teacher of less is worth no imitation (docs/imitation.md, "Whole searches")
 TRIES = 3
 
 
@@ -69,6 +70,7 @@ class Teaching:
         self._store, self._ledger, self._executor, self._say = store, ledger, executor, say
         self._train = training_job(config, dataset, blocks)
         self._charged: dict[str, float] = {}
+        self._met: dict[str, dict[str, Any]] = {}
         self._keys = itertools.count()
         self._wait: Callable[[str], None] = lambda _: None
         self._stopping: Callable[[], bool] = lambda: False
@@ -77,6 +79,24 @@ class Teaching:
     def library(self) -> Library:
         """Of the teacher that this run has. Raises KeyError before there is one."""
         return library_of(self._store.fact("teacher")["digest"], self._skeleton, self._dataset, self._train)
+
+    def pays(self, wait: Callable[[str], None]) -> bool:
+        """Whether the budget is large enough to imitate: the checkpoint is a teacher as it is, or the teacher's share trains
+        one for some times the epochs of a trial. To find out, one epoch is trained at most.
+
+        Raises:
+            StartError, StoppedError: see `run`.
+        """
+        self._wait, start = wait, self._config.weights
+        if start is not None and "shortfall" not in self._meet(start):
+            return True
+        epochs, least = self._affordable(start), worthwhile_epochs(self._config.epochs)
+        pays = epochs is not None and epochs >= least
+        words = "blocks learn from it" if pays else "so all is trained from scratch; --imitate would imitate nevertheless"
+        self._say(
+            f"{TEACH_SHARE:.0%} of the budget buy a teacher {epochs} epochs, imitation is worth it from {least} on: {words}"
+        )
+        return pays
 
     def run(self, wait: Callable[[str], None], stopping: Callable[[], bool]) -> None:
         """Teach and imitate, as far as that is not done yet.
@@ -157,22 +177,34 @@ class Teaching:
         """How long the teacher is trained: by what one epoch costs, so that it takes no more than its share of the budget."""
         if (known := self._store.fact("teacher_epochs")) is not None:
             return int(known)
-        budget, seconds = self._ledger.budget, 0.0
-        if budget.kind != "trials":
+        if (epochs := self._affordable(start)) is None:
+            return None
+        self._store.put_fact("teacher_epochs", epochs)
+        share = f", within {TEACH_SHARE:.0%} of the budget" if self._ledger.budget.kind != "trials" else ""
+        self._say(f"the teacher, {self._space.skeleton.name}, is trained for {epochs} epochs{share}")
+        return epochs
+
+    def _affordable(self, start: str | None) -> int | None:
+        """The teacher's epochs, by the time of one, which is trained to find out; None where somebody asked to stop."""
+        budget = self._ledger.budget
+        if budget.kind == "trials":
+            return teacher_epochs(budget, self._config.epochs, 0.0)
+        if (seconds := self._store.fact("epoch_seconds")) is None:
             job = replace(self._train, model=self._skeleton, rungs=[1], until=None, weights=start)
             told = self._done("teach", [(TRAIN, asdict(job))])
             if told is None:
                 return None
-            seconds = told[0]["seconds"] if budget.kind == "wall" else self._ledger.cost(told[0]["seconds"])
-        epochs = teacher_epochs(budget, self._config.epochs, seconds)
-        self._store.put_fact("teacher_epochs", epochs)
-        share = f", within {TEACH_SHARE:.0%} of the budget" if budget.kind != "trials" else ""
-        self._say(f"the teacher, {self._space.skeleton.name}, is trained for {epochs} epochs{share}")
-        return epochs
+            seconds = told[0]["seconds"]
+            self._store.put_fact("epoch_seconds", seconds)
+        return teacher_epochs(budget, self._config.epochs, seconds if budget.kind == "wall" else self._ledger.cost(seconds))
 
     def _meet(self, path: str) -> dict[str, Any]:
-        told = self._done("teach", [(MEET, asdict(teacher_job(self._train, self._skeleton, path)))])
-        return {} if told is None else told[0]
+        if path not in self._met:
+            told = self._done("teach", [(MEET, asdict(teacher_job(self._train, self._skeleton, path)))])
+            if told is None:
+                return {}
+            self._met[path] = told[0]
+        return self._met[path]
 
     def _settle(self, path: str | None, told: Mapping[str, Any], words: str) -> None:
         """Keep who the teacher is; without a path it is this run's own, wherever its folder is by then."""
@@ -323,6 +355,11 @@ def teacher_epochs(budget: Budget, epochs: int, seconds: float) -> int:
     if budget.kind == "trials":
         return min(TEACHER_EPOCHS, TIMES_A_TRIAL * epochs)
     return int(max(1, min(TEACHER_EPOCHS, TEACH_SHARE * budget.amount / seconds)))
+
+
+def worthwhile_epochs(epochs: int) -> int:
+    """How long a teacher must be trained to be worth imitating, where a trial is trained for `epochs`."""
+    return min(TEACHER_EPOCHS, WORTH_A_TRIAL * epochs)
 
 
 def teacher_job(train: TrainJob, skeleton: Mapping[str, Any], path: str) -> TeacherJob:

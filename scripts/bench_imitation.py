@@ -9,7 +9,8 @@ A teacher is trained, all alternatives of a space learn from it, and architectur
 a: Kendall's tau-b of every cheap score with the final mAP, 90% bootstrap interval over architectures, the partial tau given
    the number of replaced slots, and the CPU seconds that an architecture costs. The final of another seed stands beside them:
    no score can be expected to rank better than what it is to foretell ranks itself.
-b: mAP and cost of the final beside trainings from scratch, of two seeds, up to as long as the teacher's own.
+b: mAP and cost of the final beside trainings from scratch, and of some architectures beside trainings to convergence, of two
+   seeds; these are also trained on for a third of those epochs.
 c: whole searches at equal budgets under a latency limit (`bench_imitation_searches.py`). Give it the machine alone.
 
 What is finished is kept in a file, so a second call goes on where the first one ended (`--hours` bounds a call), its
@@ -177,17 +178,16 @@ def stages(plan: Plan) -> list[list[Job]]:
     options = plan.options
     found = [[plan.teacher()], [plan.meet()], plan.imitate()]
     found.append([plan.assemble(a, 0) for a in plan.architectures])
-    if "a" in options.parts or "b" in options.parts:
-        found.append([plan.final(a, options.final, 1) for a in plan.architectures])
-    if "a" in options.parts:
-        found.append([plan.assemble(a, 4) for a in plan.architectures])
-        found.append([plan.scratch(a, options.short, 2) for a in plan.architectures])
-        found.append([plan.final(a, options.final, 2) for a in plan.architectures])
+    some = plan.architectures[:: max(1, len(plan.architectures) // options.converged)][: options.converged]
+    for seed in (1, 2):
+        found.append([plan.final(a, options.final, seed) for a in plan.architectures])
+        if "a" in options.parts and seed == 1:
+            found.append([plan.assemble(a, 4) for a in plan.architectures])
+            found.append([plan.scratch(a, options.short, 2) for a in plan.architectures])
+        if "b" in options.parts:
+            found.append([plan.scratch(a, options.long, seed) for a in some])
+            found.append([plan.final(a, options.long // 3, seed) for a in some])
     if "b" in options.parts:
-        some = plan.architectures[:: max(1, len(plan.architectures) // options.converged)][: options.converged]
-        found.append([plan.scratch(a, options.teacher, 1) for a in some])
-        found.append([plan.final(a, options.final, 2) for a in plan.architectures] if "a" not in options.parts else [])
-        found.append([plan.scratch(a, options.teacher, 2) for a in some])
         found.append([plan.scratch(a, options.scratch, 1) for a in plan.architectures])
     return found
 
@@ -326,13 +326,17 @@ def narrowed(plan: Plan, architecture: Any) -> int:
 def table_b(plan: Plan, kept: Kept) -> dict[str, Any]:
     """Final networks beside trainings from scratch, over architectures that have both."""
     options, figures = plan.options, {}
-    print(f"{'trained':34} {'mAP':>6} {'gain of imitation':>18} {'cost ratio':>11} {'n':>3}")
+    print(f"{'trained':46} {'mAP':>6} {'final':>6} {'gain of imitation':>21} {'cost ratio':>11} {'n':>3}")
     for seed in (1, 2):
-        for epochs in (options.scratch, options.teacher):
+        for final_epochs, epochs in (
+            (options.final, options.scratch),
+            (options.final, options.long),
+            (options.long // 3, options.long),
+        ):
             pairs = [
                 (final, scratch)
                 for a in plan.architectures
-                if (final := kept.get(plan.final(a, options.final, seed)))
+                if (final := kept.get(plan.final(a, final_epochs, seed)))
                 and (scratch := kept.get(plan.scratch(a, epochs, seed)))
             ]
             if not pairs:
@@ -341,11 +345,13 @@ def table_b(plan: Plan, kept: Kept) -> dict[str, Any]:
             ratio = float(np.mean([scratch["cpu"] for _, scratch in pairs]) / np.mean([final["cpu"] for final, _ in pairs]))
             drawn_gains = np.random.default_rng(0).choice(gains, (1000, len(gains))).mean(1)
             low, high = np.percentile(drawn_gains, [5, 95])
-            name = f"{epochs} epochs from scratch, seed {seed}"
-            mean = float(np.mean([scratch["map"] for _, scratch in pairs]))
-            print(f"{name:34} {mean:6.3f} {f'{gains.mean():+.3f} [{low:+.3f}, {high:+.3f}]':>18} {ratio:11.1f} {len(pairs):3}")
-            figures[f"scratch_{epochs}_seed{seed}"] = {
+            name = f"{epochs} epochs from scratch, {final_epochs} on, seed {seed}"
+            final_map, mean = (float(np.mean([pair[at]["map"] for pair in pairs])) for at in (0, 1))
+            gain = f"{gains.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+            print(f"{name:46} {mean:6.3f} {final_map:6.3f} {gain:>21} {ratio:11.1f} {len(pairs):3}")
+            figures[f"scratch_{epochs}_final_{final_epochs}_seed{seed}"] = {
                 "map": mean,
+                "final": final_map,
                 "gain": gains.mean(),
                 "interval": [low, high],
                 "ratio": ratio,
@@ -369,7 +375,8 @@ def main() -> None:
     parser.add_argument("--final", type=int, default=10, help="epochs that an assembled network is trained for")
     parser.add_argument("--short", type=int, default=5, help="epochs of the proxy from scratch")
     parser.add_argument("--scratch", type=int, default=30, help="epochs of the training from scratch")
-    parser.add_argument("--converged", type=int, default=4, help="architectures that are trained as long as the teacher")
+    parser.add_argument("--converged", type=int, default=4, help="architectures that are trained to convergence")
+    parser.add_argument("--long", type=int, help="epochs of a training to convergence; the teacher's by default")
     parser.add_argument("--budgets", help="GPU-minutes of each search of part c; 8 of the built-in set, 8,16,32 of others")
     parser.add_argument("--after", type=int, default=20, help="epochs that each member of a search's front is trained for")
     parser.add_argument("--hours", type=float, default=1.0)
@@ -384,6 +391,7 @@ def main() -> None:
         options.final, options.short, options.scratch, options.converged, options.after = 1, 1, 2, 1, 1
         options.budgets = options.budgets or "2"
     options.parts = options.parts.split(",")
+    options.long = options.long or options.teacher
     options.budgets = [float(text) for text in (options.budgets or ("8" if options.data is None else "8,16,32")).split(",")]
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "False", "YOLO_VERBOSE": "False"}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
-from nas.dry_imitation import Learning, Met, Shares, meet, rehearse_learning, shares
+from nas.dry_imitation import Learning, Met, Shares, meet, rehearse_learning, shares, too_little
 from nas.dry_imitation import lines as phase_lines
 from nas.dry_run import Rehearsal, Share, purchase
 from nas.errors import StartError, StoppedError
@@ -167,6 +167,20 @@ def test_a_checkpoint_is_met_before_the_search(imitated):
         meet(*asked, Answers({MEET: {"fault": "mAP is 0.001: there is nothing to imitate", "cure": "train it longer"}}), folder)
     with pytest.raises(StoppedError, match="worker died"):
         meet(*asked, Answers({MEET: Failed}), folder)
+
+
+@pytest.mark.parametrize(
+    ("budget", "mean_ap", "why"),
+    [
+        ("1000gpu-s", None, "from scratch: the budget buys a teacher 7 epochs, imitation is worth it from 15 on"),
+        ("2000gpu-s", None, ""),
+        ("1000s", None, ""),  # two GPUs train it at the price of one's time
+        ("1000gpu-s", 0.4, ""),  # a teacher as it is
+    ],
+)
+def test_a_budget_that_buys_no_teacher_is_told(imitated, budget, mean_ap, why):
+    config = replace(imitated[0], budget=budget, imitate=None, device="cuda", gpus_per_trial=2)
+    assert too_little(config, Met(mean_ap, "", 3, 0, seen=False), 20.0) == why
 
 
 def test_learning_is_rehearsed(imitated):

@@ -102,6 +102,26 @@ def test_a_second_search_finds_the_library(run: Path, home: Path) -> None:
         assert float(row["val"]) == pytest.approx(map_on_val(kept, data=builtin_dataset(), **how), abs=0.02)
 
 
+def test_a_budget_of_time_decides_whether_to_imitate(run: Path, home: Path) -> None:
+    """Killed before it is decided; decided for good; and by the way a checkpoint that is a teacher is always imitated."""
+    common = ["search", "--space", "space.yaml", "--imgsz", "96", "--workers", "2", "--allow-noisy", "--confirm", "0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAS_CACHE", str(home / "cache"))
+        killed_in(home, "teach", *common, "--name", "short", "--budget", "90gpu-s", "--epochs", "30")
+        assert yaml.safe_load((home / "results" / "short" / "run.yaml").read_text())["imitate"] is None
+        resume = [*CLI, "search", "--resume", "short"]  # nothing can be trained to its end: that it says
+        short = subprocess.run(resume, cwd=home, capture_output=True, text=True, timeout=900)
+        assert "so all is trained from scratch" in short.stderr and "library:" not in short.stderr
+        assert "Traceback" not in short.stderr
+        long = [*CLI, *common, "--name", "long", "--budget", "3gpu-min", "--epochs", "1", "--weights", str(run / "teacher.pt")]
+        imitated = subprocess.run(long, cwd=home, capture_output=True, text=True, timeout=900)
+        assert imitated.returncode == 0, imitated.stderr
+        assert "library:" in imitated.stderr
+    decided = [yaml.safe_load((home / "results" / name / "run.yaml").read_text())["imitate"] for name in ("short", "long")]
+    assert decided == [False, True]
+    assert "from scratch" not in json.loads((home / "results" / "long" / "front.json").read_text())["run"]["fidelity"]
+
+
 def test_what_blocks_cost_is_told_slot_by_slot(run: Path, home: Path) -> None:
     shown = subprocess.run([*CLI, "front", "search", "--sensitivity"], cwd=home, capture_output=True, text=True, check=True)
     assert "backbone.P4" in shown.stdout and "loss rises by" in shown.stdout

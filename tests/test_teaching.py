@@ -170,6 +170,35 @@ def test_without_a_checkpoint_the_teacher_is_trained_for_its_share(lab):
     assert any("30 epochs, within 30% of the budget" in line for line in own.said)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "weights", "shortfall", "pays", "trained"),
+    [
+        (20.0, None, "", True, [1]),  # 300 s buy 15 epochs, three times the 5 of a trial
+        (20.1, None, "", False, [1]),
+        (20.1, "best.pt", "", True, []),  # a teacher as it is
+        (20.1, "coco.pt", "80 classes", False, [1]),
+        (20.0, "coco.pt", "80 classes", True, [1]),
+    ],
+)
+def test_a_budget_of_time_imitates_where_it_buys_a_teacher(lab, seconds, weights, shortfall, pays, trained):
+    own = lab(weights=weights, imitate=None)
+    workers = Workers(seconds=seconds)
+    workers.met |= {"shortfall": shortfall, "fresh": True} if shortfall else {}
+    assert own.teaching(workers).pays(own.phases.append) is pays
+    assert [a.payload["rungs"][0] for a in workers.started if a.kind == TRAIN] == trained
+    assert own.phases and (bool(own.said) is bool(trained))
+    assert own.store.seconds("teach") == seconds * len(trained) + (weights is not None)
+    if pays:  # what was found out is not done again, not even by another session
+        again = Workers(seconds=seconds)
+        again.fate = lambda a: {
+            "digest": "abc",
+            "map": 0.4,
+            **({"shortfall": "x"} if a.payload.get("teacher") == "coco.pt" else {}),
+        }
+        own.teaching(again).run(own.phases.append, lambda: False)
+        assert [1] not in [a.payload["rungs"] for a in again.started if a.kind == TRAIN]
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_checkpoint_that_is_no_teacher_starts_the_teachers_training(lab, fresh):
     """One of these classes, but another skeleton, may have learned from the held-out part, and so has what begins with it."""

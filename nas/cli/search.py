@@ -44,7 +44,7 @@ ALSO_SIMULATED = {"budget", "max_latency", "rungs", "confirm", "stop_when_flat",
     "--imitate/--from-scratch",
     default=None,
     help="Blocks learn from a teacher (--weights, or trained first), architectures begin assembled; or from scratch.  "
-    "[default: imitate, in a budget of trials from scratch]",
+    "[default: imitate where the budget is one of time and pays for a teacher]",
 )
 @click.option("--sampler", default="front", show_default=True, help="front, tpe or random: who proposes.")
 @click.option("--weights", metavar="FILE", help="Checkpoint of the skeleton (.pt): what an architecture kept starts from it.")
