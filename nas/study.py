@@ -27,6 +27,7 @@ from nas.post_mortem import disk_full, post_mortem, sound
 from nas.pricing import POLL_SECONDS, Priced, Prices, Unpriced
 from nas.proposals import Proposals
 from nas.review.progress import Status
+from nas.room import Room
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
 from nas.runs.trials import PostMortem, TrialFolders
@@ -103,6 +104,7 @@ class Study:
         self._running = UnderWay(clock)
         self._saved = 0.0
         self._settling = Settling(store, folders, pricing, self._settled)
+        self._room = Room(ledger, config.workers, self._running, self._climb, self._settling, folders, jobs)
         self._keys = itertools.count()
         ledger.measuring = lambda: pricing.elapsed
         self._phase = "probe"
@@ -201,11 +203,11 @@ class Study:
             self._take(event)
         if self._hopeless:
             raise self._hopeless
-        if self._ledger.exhausted(self._elapsed):
+        if self._ledger.exhausted(self._room.elapsed):
             self._stop_running()
             self._pricing.stop(but=self._settling)
             self._exhausted = self._exhausted or SPENT  # what is stopped may have cost a little less than it seemed
-            if self._ledger.exhausted(self._elapsed, OVERDRAWN):
+            if self._ledger.exhausted(self._room.elapsed, OVERDRAWN):
                 self._pricing.stop(but=())
                 self._settling.leave()
         return True
@@ -213,43 +215,20 @@ class Study:
     @property
     def _wait(self) -> float:
         """How long nothing but news can matter: the budget may end before the next of them."""
-        share = OVERDRAWN if self._settling and self._ledger.exhausted(self._elapsed) else 1.0
-        return max(0.0, min(self._patience, self._ledger.time_left(len(self._running), self._elapsed, share)))
+        share = OVERDRAWN if self._settling and self._ledger.exhausted(self._room.elapsed) else 1.0
+        return max(0.0, min(self._patience, self._ledger.time_left(len(self._running), self._room.elapsed, share)))
 
     def _wants_more(self) -> bool:
         """Whether to propose now: nothing says stop, the lane is free, little waits, and the budget has room."""
         if self._stopping or self._exhausted or self._pricing.busy or len(self._queue) >= PRICED_AHEAD:
             return False
-        return self._has_room(len(self._queue))
-
-    def _has_room(self, waiting: int) -> bool:
-        """Whether one more trial fits the budget, with what is needed to bring up who leads and to confirm the front."""
-        workers, held = self._side_by_side
-        reserve = self._to_confirm + self._climb.finishing(self._ledger.budget.amount, workers, held)
-        return self._ledger.fits(self._elapsed, waiting, fresh=self._running.fresh, reserve=reserve)
-
-    @property
-    def _to_confirm(self) -> float:
-        """What is to be kept of the budget for confirming, validating and measuring the front."""
-        amount, validates = self._ledger.budget.amount, self._jobs.validates
-        kept = self._climb.confirming(self._folders.front, amount, *self._side_by_side, validates=validates)
-        return kept + self._settling.seconds
-
-    @property
-    def _side_by_side(self) -> tuple[int, float]:
-        """How many use the budget up together, on how many devices each."""
-        return (self._config.workers, self._ledger.cost(1)) if self._ledger.budget.kind == "wall" else (1, 1.0)
-
-    @property
-    def _elapsed(self) -> list[float]:
-        """Seconds that each training has run, where the budget depends on it."""
-        return self._running.elapsed if self._ledger.budget.kind == "device" else []
+        return self._room.for_trial(len(self._queue))
 
     def _use_lane(self) -> None:
         """The lane is free: what needs to be measured comes first, what makes predictions better last."""
         if self._settling.measure() or self._ledger.exhausted(()) or self._settling.measure_again():
             return
-        if self._has_room(0):  # who proposes no more needs no better predictions
+        if self._room.for_trial(0):  # who proposes no more needs no better predictions
             self._pricing.calibrate()
 
     def _settled(self, number: int, price: Mapping[str, Any]) -> None:
@@ -263,11 +242,11 @@ class Study:
         if self._stopping:
             return None
         step = self._climb.promotion(final=self._explored)
-        if step is not None and self._fits(step):
+        if step is not None and self._room.for_step(step):
             self._store.promote(step.number)
             self._climb.promoted(step.number)
             return step
-        if self._queue and self._fits(self._queue[0]):
+        if self._queue and self._room.for_step(self._queue[0]):
             return self._queue.popleft()
         if not self._explored:
             return None
@@ -278,26 +257,14 @@ class Study:
         if self._jobs.validates:  # costs next to nothing, so it comes first
             step = self._climb.validation(front, running)
         step = step or self._climb.confirmation(front, running)
-        return step if step is not None and self._fits(step) else None
+        return step if step is not None and self._room.for_step(step) else None
 
     @property
     def _explored(self) -> bool:
         """Whether nothing more will be proposed."""
         if not len(self._store) or self._store.counts["proposed"] or self._settling:
             return False
-        return self._exhausted is not None or not self._has_room(0)
-
-    def _fits(self, step: Step) -> bool:
-        """Whether a step fits the budget; the baseline always starts. Who goes on without leading its rung leaves what
-        confirming the front needs."""
-        if step.number == 0 and not step.again:
-            return not self._ledger.exhausted(())
-        if not step.rung and not step.again:
-            return self._has_room(0)
-        reserve = 0.0 if step.again or self._climb.leads(step) else self._to_confirm
-        return not self._ledger.exhausted(self._elapsed) and self._ledger.fits(
-            self._elapsed, 0, seconds=self._climb.seconds(step), reserve=reserve
-        )
+        return self._exhausted is not None or not self._room.for_trial(0)
 
     def _propose(self, fixed: Architecture | None = None) -> None:
         """Ask for one architecture and have it priced, unless it is refused at once."""
@@ -489,9 +456,9 @@ class Study:
             counts=dict(self._store.counts),
             running={number: epochs or (0, self._config.epochs) for number, epochs in self._running.shown.items()},
             budget=self._ledger.budget.text,
-            share=min(1.0, self._ledger.used(self._elapsed) / self._ledger.budget.amount),
+            share=min(1.0, self._ledger.used(self._room.elapsed) / self._ledger.budget.amount),
             wall_seconds=self._ledger.wall_seconds,
-            left=None if self._stopping or self._exhausted else self._ledger.ends_in(self._config.workers, self._elapsed),
+            left=None if self._stopping or self._exhausted else self._ledger.ends_in(self._config.workers, self._room.elapsed),
             baseline=_point(self._store[0]) if len(self._store) else None,
             taus=self._climb.taus,
             outlook=self._proposals.outlook,
