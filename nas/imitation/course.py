@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nas.imitation.alternatives import Alternative, rows_of
 from nas.imitation.assemble import Assembler
 from nas.imitation.channels import widths_of
-from nas.imitation.judge import Judge, Rise
+from nas.imitation.judge import Before, Judge, Rise
 from nas.imitation.learn import FLOOR, Lesson, Lessons, Round, Student, errors_of
 from nas.imitation.library import Entry, Library, facts_of
 from nas.imitation.norms import settle_norms
@@ -168,8 +168,12 @@ class Course:
         if not students:
             return []
         going = []
-        for student, error in zip(students, errors_of(self._teacher, students, self._held_out), strict=True):
-            entry = self._entry(student, error)
+        errors = zip(students, errors_of(self._teacher, students, self._held_out), strict=True)
+        before = self._judge.before(0)
+        for student, error in sorted(errors, key=lambda pair: pair[0].alternative.layer):
+            if before.first != student.alternative.layer:
+                before = self._judge.before(student.alternative.layer)
+            entry = self._entry(student, error, before)
             if entry.dropped and not student.rounds:  # what it begins with may be out of bounds, and learning mend it
                 going.append(student)
                 continue
@@ -183,21 +187,21 @@ class Course:
                 going.append(student)
         return going
 
-    def _entry(self, student: Student, error: float) -> Entry:
+    def _entry(self, student: Student, error: float, before: Before) -> Entry:
         layer, row = student.alternative.layer, list(student.alternative.row)
         entry = Entry(layer, row, epochs=sum(self._lessons.rounds[: student.rounds]))
         start = student.start
         entry = replace(entry, start=start.name, drawn=_finite(start.drawn), began=_finite(start.error))
         if student.dropped or not math.isfinite(error):
             return replace(entry, dropped=student.dropped or "its output is not finite")
-        rise = self._rise(student)
+        rise = self._rise(student, before)
         if not math.isfinite(rise.mean):
             return replace(entry, dropped="the loss with it is not finite")
         loss = float(self._judge.own.mean())
         return replace(entry, error=error, rise=rise.mean, low=rise.low, high=rise.high, loss=loss)
 
-    def _rise(self, student: Student) -> Rise:
-        """What a student costs in the teacher's place."""
+    def _rise(self, student: Student, before: Before) -> Rise:
+        """What a student costs in the teacher's place, who is the same before it."""
         layer, layers = student.alternative.layer, self._teacher.model
         own = layers[layer]
         if is_whole(student.index.cpu(), self._channels[layer]):  # nobody else changes: the teacher with another layer
@@ -205,12 +209,12 @@ class Course:
                 setattr(student.module, name, getattr(own, name))
             layers[layer] = student.module
             try:
-                return self._judge.rise(self._teacher)
+                return self._judge.rise(self._teacher, before)
             finally:
                 layers[layer] = own
         self._place[student.alternative.key] = _tensors(student)
         try:
-            return self._judge.rise(self._assembler.assemble(self._replaced(student.alternative)).model)
+            return self._judge.rise(self._assembler.assemble(self._replaced(student.alternative)).model, before)
         finally:
             del self._place[student.alternative.key]
 

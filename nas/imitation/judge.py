@@ -13,7 +13,7 @@ from torch import Tensor
 from nas.training.augment import Augmentation, Batches, generator_of
 from nas.yolo.criterion import Batch, Criterion
 from nas.yolo.decode import Images
-from nas.yolo.slot import predictions_with_fixed_norms
+from nas.yolo.slot import predictions_from, read_from
 
 BOOTSTRAPS = 1000
 Losses = npt.NDArray[np.float64]
@@ -26,6 +26,14 @@ class Rise:
     mean: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Before:
+    """Of each batch of images what a model's layers from `first` on read of those before."""
+
+    first: int
+    known: list[dict[int, Any]]
 
 
 class Judge:
@@ -44,23 +52,32 @@ class Judge:
         parts = [torch.tensor(rows[start : start + batch]) for start in range(0, len(rows), batch)]
         self._batches = [batches.make(part, Augmentation(), generator_of(0)) for part in parts]
         self._criterion = Criterion(teacher, epochs=1)
-        self._device = device
-        self.own = self.losses(teacher)
+        self._teacher, self._device = teacher, device
+        self.own = self.losses(teacher, self.before(0))
 
     @torch.no_grad()
-    def losses(self, model: Any) -> Losses:
+    def before(self, first: int) -> Before:
+        """What the teacher's layers before `first` make of the images: computed once for all that differ only from there on."""
+        return Before(first, [read_from(self._teacher.eval(), first, batch["img"]) for batch in self._batches])
+
+    @torch.no_grad()
+    def losses(self, model: Any, before: Before) -> Losses:
         """The loss of each image, with the model's running statistics."""
         model.to(self._device, memory_format=torch.channels_last)
         found = []
-        for batch in self._batches:
-            predictions = predictions_with_fixed_norms(model, batch["img"])
+        for batch, known in zip(self._batches, before.known, strict=True):
+            predictions = predictions_from(model, before.first, known)
             parts = ((_part(predictions, i), _image(batch, i)) for i in range(len(batch["img"])))
             found += [self._criterion(*part) for part in parts]
         return torch.stack(found).double().cpu().numpy()
 
-    def rise(self, model: Any) -> Rise:
-        """How much worse than the teacher a model is, image by image. Not finite where its loss is not."""
-        return rise_of(self.losses(model) - self.own)
+    def rise(self, model: Any, before: Before) -> Rise:
+        """How much worse than the teacher a model is, image by image. Not finite where its loss is not.
+
+        Args:
+            before: up to where it is the teacher.
+        """
+        return rise_of(self.losses(model, before) - self.own)
 
 
 def rise_of(changes: Losses) -> Rise:

@@ -92,18 +92,46 @@ def before_activation(layer: nn.Module, x: Tensor, channels: int) -> Tensor | No
     return found[0] if found else None
 
 
+def read_from(model: Any, first: int, images: Tensor) -> dict[int, Any]:
+    """What the layers from `first` on read of those before, by layer; the images as those of layer -1."""
+    wanted = {source for layer in model.model[first:] for source in _sources(layer) if source < first}
+    outputs = _run(model, model.model[:first], {-1: images})
+    return {source: outputs[source] for source in wanted}
+
+
 def predictions_with_fixed_norms(model: Any, images: Tensor) -> Any:
     """What the loss reads, computed with the running statistics: the head's training output of a model in eval mode."""
+    return predictions_from(model, 0, {-1: images})
+
+
+def predictions_from(model: Any, first: int, known: Mapping[int, Any]) -> Any:
+    """Likewise by its layers from `first` on, given what they read of those before (see `read_from`)."""
     head = model.model[-1]
     marked = [head, *([head.proto] if hasattr(head, "proto") else [])]
     model.eval()
     for module in marked:
         module.training = True
     try:
-        return model(images)
+        return _run(model, model.model[first:], known)[head.i]
     finally:
         for module in marked:
             module.training = False
+
+
+def _run(model: Any, layers: Any, known: Mapping[int, Any]) -> dict[int, Any]:
+    """Outputs by layer, of those that another one than the next reads, and of the last."""
+    outputs = dict(known)
+    for layer in layers:
+        read = [outputs[source] for source in _sources(layer)]
+        outputs[layer.i] = layer(read[0] if isinstance(layer.f, int) else read)
+        if layer.i - 1 not in model.save:
+            outputs.pop(layer.i - 1, None)
+    return outputs
+
+
+def _sources(layer: Any) -> list[int]:
+    """The layers that a layer reads."""
+    return [layer.i + source if source < 0 else source for source in ([layer.f] if isinstance(layer.f, int) else layer.f)]
 
 
 def first_readers(layer: nn.Module, c1: int) -> dict[str, nn.Conv2d]:

@@ -15,7 +15,7 @@ from nas.space.reader import find_space, read_space
 from nas.space.skeleton import read_skeleton
 from nas.training.augment import Augmentation, Batches, generator_of
 from nas.yolo.build import build
-from nas.yolo.slot import build_layer, output_channels, predictions_with_fixed_norms
+from nas.yolo.slot import build_layer, output_channels, predictions_from, predictions_with_fixed_norms, read_from
 
 from .conftest import draw, trained
 
@@ -47,6 +47,24 @@ def test_nothing_replaced_is_the_teacher(name: str) -> None:
     made = Assembler(yaml, teacher.model, Widths(yaml, {}), lambda _: {}).assemble(yaml)
     x = torch.rand(2, 3, 64, 96)
     assert all(map(torch.equal, predicted(made.model, x), predicted(teacher.model, x))) and not made.unfit
+
+
+@pytest.mark.parametrize("name", ["yolo11n.yaml", "yolov8n-seg.yaml", "yolo26n-seg.yaml", "yolov9t.yaml", "yolov10n.yaml"])
+def test_a_model_goes_on_from_any_layer(name: str) -> None:
+    """Given what the later layers read of the earlier ones, and what Ultralytics' own pass predicts."""
+    teacher = trained(name)[1].model
+    x, head = torch.rand(2, 3, 64, 96), teacher.model[-1]
+    with torch.no_grad():
+        marked = [head, *([head.proto] if hasattr(head, "proto") else [])]
+        for module in marked:
+            module.training = True
+        own = [part for n, value in sorted(teacher.predict(x).items()) for part in logits(value) if n != "feats"]
+        for module in marked:
+            module.training = False
+        for first in range(len(teacher.model)):
+            found = predictions_from(teacher, first, read_from(teacher, first, x))
+            parts = [part for n, value in sorted(found.items()) for part in logits(value) if n != "feats"]
+            assert len(parts) == len(own) > 1 and all(map(torch.equal, parts, own))
 
 
 class Masked(nn.Module):
