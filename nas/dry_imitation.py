@@ -26,7 +26,7 @@ from nas.review.record import duration
 from nas.search.ladder import FACTOR
 from nas.space.architecture import model_yaml
 from nas.space.search_space import SearchSpace
-from nas.teaching import IMITATE_SHARE, in_turn, library_of, teacher_epochs, teacher_job, worthwhile_epochs
+from nas.syllabus import IMITATE_SHARE, in_turn, library_of, teacher_epochs, teacher_job, worthwhile_epochs
 
 REHEARSED = 3  # alternatives
 NEVER_ENOUGH = -1e9  # all rounds are to be timed

@@ -194,12 +194,16 @@ def forecast(
         common = training_job(config, dataset, blocks)
         met = meet(config, space, dataset, common, executor, Path(name)) if config.imitate is not False else None
         seen = met is not None and met.seen
-        if config.weights is not None and met is None:
+
+        def try_checkpoint(path: str) -> bool:
             model = model_yaml(space.skeleton, space.baseline, dataset.nc)
-            checkpoint = WeightsJob(model, config.weights, list(dataset.names), list(blocks))
+            checkpoint = WeightsJob(model, path, list(dataset.names), list(blocks))
             words, fresh, _ = try_weights(checkpoint, executor, Path(name))
             lines.append(f"weights    {words}")
-            seen = not fresh
+            return not fresh
+
+        if config.weights is not None and met is None:
+            seen = try_checkpoint(config.weights)
         lane: list[float] = []
         target = Target.parse(config.target)
         known, table = LatencyCache(cache_root() / "latency", target, digest, stamp), table_prices(target, space, [])
@@ -228,8 +232,9 @@ def forecast(
         images = (fit, parts[1])
         if met is not None and config.imitate is None:
             why = too_little(config, met, rehearsal.epoch(config, fit) + rehearsal.scoring(parts[1]))
-            lines += [f"way        {why}"] if why else []
-            met = None if why else met
+            if why:
+                lines.append(f"way        {why}")
+                seen, met = config.weights is not None and try_checkpoint(config.weights), None
         if met is not None:
             say("rehearsing imitation")
             learning = rehearse_learning(space, job, rehearsed[0], executor, Path(name))

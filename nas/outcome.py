@@ -87,7 +87,9 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
     data = f" on {config.fraction:.0%} of the images" if config.fraction < 1 else ""
     start = f" from {weights}" if weights else ""
     if config.imitate:
-        start = f", begun as blocks that imitate {weights or 'a teacher trained here'}"
+        teacher = store.fact("teacher") or {}
+        known = f" (mAP50-95 {teacher['map']:.3f})" if "map" in teacher else ""
+        start = f", begun as blocks that imitate {weights or 'a teacher trained here'}{known}"
     return RunSummary(
         name=folder.name,
         skeleton=f"{skeleton.name}.yaml",

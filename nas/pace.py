@@ -14,17 +14,18 @@ class Pace:
         seconds: device seconds that the phase may take.
         workers: who learn side by side.
         used: what an earlier session has taken of them.
+        each: what an alternative has taken there, if one has learned.
     """
 
-    def __init__(self, seconds: float, workers: int, used: float) -> None:
-        self._left, self._workers = seconds - used, workers
+    def __init__(self, seconds: float, workers: int, used: float, each: float = 0.0) -> None:
+        self._left, self._workers, self._before = seconds - used, workers, each
         self._under_way = self._learned = 0
         self._cost = 0.0
 
     @property
     def each(self) -> float:
         """Device seconds that an alternative takes; 0 before one has learned."""
-        return self._cost / self._learned if self._learned else 0.0
+        return self._cost / self._learned if self._learned else self._before
 
     @property
     def over(self) -> bool:

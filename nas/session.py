@@ -16,6 +16,7 @@ from nas.assembled import AssembledJobs
 from nas.cache import cache_root, room_for_images
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
+from nas.decision import imitates
 from nas.devices import ask_for_more, table_notes, table_prices
 from nas.errors import StartError, StoppedError
 from nas.execution.executor import Attempt, Executor, Result
@@ -118,16 +119,17 @@ def run_session(
                     lane = " and for the host that measures latency" if config.lane else ""
                     tell(f"waits for a worker{lane} at {config.address}")
                 executor = resources.enter_context(contextlib.closing(open_executor(config, folder)))
+
+                def charge(seconds: float) -> None:
+                    store.add_seconds(lane=seconds)
+
+                pricing = Pricing(config, space, dataset.nc, executor, prices, blocks, charge, table)
                 teaching = None
                 if config.imitate is not False:
                     teaching = Teaching(config, space, dataset, blocks, folder.absolute(), store, ledger, executor, tell)
                 if config.imitate is None and teaching is not None:
-                    ledger.begin()
-                    try:
-                        imitates = teaching.pays(lambda phase: show(partial(_before_trials, phase, ledger)))
-                    finally:
-                        ledger.save()
-                    teaching, config = teaching if imitates else None, replace(config, imitate=imitates)
+                    config = replace(config, imitate=imitates(teaching, pricing, ledger, show))
+                    teaching = teaching if config.imitate else None
                     folders.write_config(folder, config, command)
                 if config.weights is not None and teaching is None:
                     model = model_yaml(space.skeleton, space.baseline, dataset.nc)
@@ -146,10 +148,6 @@ def run_session(
                     show(status)
                     tables.update()
 
-                def charge(seconds: float) -> None:
-                    store.add_seconds(lane=seconds)
-
-                pricing = Pricing(config, space, dataset.nc, executor, prices, blocks, charge, table)
                 rises = None if teaching is None else Rises(space, lambda: teaching.library)
                 knowledge = SpaceKnowledge(config, space, pricing, store, rises)
                 study = Study(
@@ -222,12 +220,6 @@ def _report(folder: Path, store: Store, tables: Callable[[], Tables]) -> None:
         Run(folder).report()
     elif len(store):
         tables().write()
-
-
-def _before_trials(phase: str, ledger: Ledger) -> Status:
-    """How a search stands that has no trial yet."""
-    share = min(1.0, ledger.used(()) / ledger.budget.amount)
-    return Status(phase, {}, {}, ledger.budget.text, share, ledger.wall_seconds, None, None)
 
 
 def try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str, bool, float]:

@@ -11,23 +11,23 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nas.cache import cache_root
-from nas.config import Budget, RunConfig
+from nas.config import RunConfig
 from nas.dataset.description import Dataset
 from nas.errors import StartError, StoppedError
-from nas.execution.executor import Attempt, Event, Executor, Lost, Progress, Result
-from nas.execution.imitate import IMITATE, MEET, ImitateJob, TeacherJob
-from nas.execution.work import TRAIN, TrainJob
-from nas.imitation.alternatives import Alternative, alternatives_of
+from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
+from nas.execution.imitate import IMITATE, MEET, ImitateJob
+from nas.execution.work import TRAIN
+from nas.imitation.alternatives import Alternative
 from nas.imitation.library import Library
 from nas.jobs import training_job
 from nas.pace import Pace
+from nas.post_mortem import class_of, disk_full
 from nas.pricing import POLL_SECONDS, Pricing
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
@@ -35,14 +35,21 @@ from nas.seeding import additive_members
 from nas.seeds import derive
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.search_space import SearchSpace
+from nas.syllabus import (
+    IMITATE_SHARE,
+    TEACH_SHARE,
+    in_turn,
+    library_of,
+    teacher_epochs,
+    teacher_job,
+    worthwhile_epochs,
+)
 
 log = logging.getLogger("nas")
 
-TEACH_SHARE, IMITATE_SHARE = 0.3, 0.2  # of the budget, at most
-TEACHER_EPOCHS = 100  # at most; in a budget of trials so many times the epochs of one
-TIMES_A_TRIAL = 6
-WORTH_A_TRIAL = 3  # times a trial's epochs: a teacher of less is worth no imitation (docs/imitation.md, "Whole searches")
+SLACK = 60.0  # seconds that a worker may take to begin its first epoch
 TRIES = 3
+SAME_FAILURES = 3  # alternatives that fail alike, each on its own, before one has learned: going on is of no use
 
 
 class Teaching:
@@ -71,6 +78,7 @@ class Teaching:
         self._train = training_job(config, dataset, blocks)
         self._charged: dict[str, float] = {}
         self._met: dict[str, dict[str, Any]] = {}
+        self._failures: dict[str, str] | None = {}  # key -> how it failed; None once an alternative has learned
         self._keys = itertools.count()
         self._wait: Callable[[str], None] = lambda _: None
         self._stopping: Callable[[], bool] = lambda: False
@@ -90,12 +98,12 @@ class Teaching:
         self._wait, start = wait, self._config.weights
         if start is not None and "shortfall" not in self._meet(start):
             return True
-        epochs, least = self._affordable(start), worthwhile_epochs(self._config.epochs)
+        least = worthwhile_epochs(self._config.epochs)
+        epochs = self._affordable(start, least)
         pays = epochs is not None and epochs >= least
-        words = "blocks learn from it" if pays else "so all is trained from scratch; --imitate would imitate nevertheless"
-        self._say(
-            f"{TEACH_SHARE:.0%} of the budget buy a teacher {epochs} epochs, imitation is worth it from {least} on: {words}"
-        )
+        words = "blocks learn from it" if pays else "all is trained from scratch (--imitate would imitate nevertheless)"
+        count = f"{epochs} epochs" if epochs is not None else f"fewer than {least} epochs"
+        self._say(f"{TEACH_SHARE:.0%} of the budget buy a teacher {count}, imitation is worth it from {least} on: {words}")
         return pays
 
     def run(self, wait: Callable[[str], None], stopping: Callable[[], bool]) -> None:
@@ -108,7 +116,7 @@ class Teaching:
         self._wait, self._stopping = wait, stopping
         if self._store.fact("teacher") is None:
             self._teach()
-        if self._store.fact("teacher") is not None and not stopping():
+        if self._store.fact("teacher") is not None and not stopping() and not self._ledger.exhausted(()):
             self._imitate()
 
     def seeds(self, pricing: Pricing) -> Sequence[Architecture] | None:
@@ -184,15 +192,18 @@ class Teaching:
         self._say(f"the teacher, {self._space.skeleton.name}, is trained for {epochs} epochs{share}")
         return epochs
 
-    def _affordable(self, start: str | None) -> int | None:
-        """The teacher's epochs, by the time of one, which is trained to find out; None where somebody asked to stop."""
+    def _affordable(self, start: str | None, least: int = 1) -> int | None:
+        """The teacher's epochs, by the time of one, which is trained to find out; None where somebody asked to stop, or one
+        takes so long that fewer than `least` fit."""
         budget = self._ledger.budget
         if budget.kind == "trials":
             return teacher_epochs(budget, self._config.epochs, 0.0)
         if (seconds := self._store.fact("epoch_seconds")) is None:
             job = replace(self._train, model=self._skeleton, rungs=[1], until=None, weights=start)
-            told = self._done("teach", [(TRAIN, asdict(job))])
-            if told is None:
+            # what `seconds` of a worker cost of the budget, turned round; beside its epoch a worker begins and scores
+            fit = TEACH_SHARE * budget.amount / (1.0 if budget.kind == "wall" else self._ledger.cost(1.0)) / least
+            told = self._done("teach", [(TRAIN, asdict(job))], most=math.inf if least == 1 else fit + SLACK)
+            if not told:
                 return None
             seconds = told[0]["seconds"]
             self._store.put_fact("epoch_seconds", seconds)
@@ -221,11 +232,10 @@ class Teaching:
         self._say(
             f"library: {len(wanted) - len(todo):,} of {len(wanted):,} alternatives have learned already ({library.folder.name})"
         )
-        pace = Pace(self._imitation_seconds(), self._config.workers, self._store.seconds("imitate"))
+        each = self._store.fact("alternative_seconds") or 0.0
+        pace = Pace(self._imitation_seconds(), self._config.workers, self._store.seconds("imitate"), each)
         self._done("imitate", self._groups(todo, pace), pace)
         self._store.put_fact("learning", [])
-        if pace.each:
-            self._store.put_fact("alternative_seconds", pace.each)
         learned = [entry for a in wanted if (entry := library.get(a)) is not None]
         for entry in learned:
             if entry.dropped:
@@ -261,6 +271,7 @@ class Teaching:
         phase: str,
         jobs: Sequence[tuple[str, Mapping[str, Any]]] | Callable[[], tuple[str, Mapping[str, Any]] | None],
         pace: Pace | None = None,
+        most: float = math.inf,
     ) -> list[dict[str, Any]] | None:
         """Run jobs side by side and return their results; None where somebody asked to stop. Lost ones are tried again.
 
@@ -268,6 +279,7 @@ class Teaching:
             jobs: all of them, or what makes the next one when a worker is free; None where there is no time for one beside
                 those that run.
             pace: of jobs of imitation. What is left when their time is over stays undone.
+            most: seconds after which a job is stopped; it has no result then.
         """
         make = jobs if callable(jobs) else partial(next, iter(jobs), None)
         again: list[tuple[str, Mapping[str, Any], int]] = []
@@ -293,25 +305,34 @@ class Teaching:
             if self._ledger.exhausted(()):
                 for key in running:
                     self._charge(phase, key, self._executor.stop(key))
-                raise StoppedError(
-                    f"the budget ended in the phase '{phase}'", "give more with --resume RUN --add-budget, or --from-scratch"
-                )
+                hint = f"give more: nas search --resume {self._folder} --add-budget; or search anew with --from-scratch"
+                raise StoppedError(f"the budget ended in the phase '{phase}'", hint)
             for event in self._executor.poll(POLL_SECONDS):
                 if event.key not in running:
                     continue
                 self._charge(phase, event.key, event.seconds)
                 if isinstance(event, Progress):
+                    if event.seconds > most:
+                        self._charge(phase, event.key, self._executor.stop(event.key))
+                        running.pop(event.key)
                     continue
                 kind, payload, count = running.pop(event.key)
                 if pace is not None:
                     pace.ended(len(payload["alternatives"]), self._ledger.cost(event.seconds), isinstance(event, Result))
+                    self._store.put_fact("alternative_seconds", pace.each)
                     self._remember(running)
+                if isinstance(event, Failed | Lost) and disk_full(event):
+                    raise StoppedError(
+                        f"the phase '{phase}' found no room on the disk: {event.reason}",
+                        f"make room, then: nas search --resume {self._folder}",
+                    )
                 if isinstance(event, Lost) and count < TRIES:
                     log.warning("%s: lost (%s): tried again", phase, event.reason)
                     again.insert(0, (kind, payload, count + 1))
                 elif kind == IMITATE and not isinstance(event, Result):
-                    again[:0] = [(kind, part, 1) for part in self._halved(payload, event.reason)]
+                    again[:0] = [(kind, part, 1) for part in self._halved(payload, event)]
                 else:
+                    self._failures = None if kind == IMITATE else self._failures
                     results.append(self._result(phase, event))
         return None if self._stopping() else results
 
@@ -320,16 +341,30 @@ class Teaching:
         groups = [[Alternative.of(plain).key for plain in payload["alternatives"]] for _, payload, _ in running.values()]
         self._store.put_fact("learning", groups)
 
-    def _halved(self, payload: Mapping[str, Any], reason: str) -> list[dict[str, Any]]:
+    def _halved(self, payload: Mapping[str, Any], event: Failed | Lost) -> list[dict[str, Any]]:
         """What is left of a group whose work failed, in two parts; an alternative that fails alone is dropped."""
         left = self.library.missing(Alternative.of(plain) for plain in payload["alternatives"])
+        reason = event.reason
         if len(left) == 1:
+            self._count_failure(left[0].key, event)
             self._store.put_fact("dropped", {**(self._store.fact("dropped") or {}), left[0].key: reason})
             log.warning("layer %d: %s was dropped: %s", left[0].layer, left[0].module, reason)
             return []
         log.warning("imitate: %s: %d alternatives are tried in two parts", reason, len(left))
         parts = left[: len(left) // 2], left[len(left) // 2 :]
         return [{**payload, "alternatives": [each.plain() for each in part]} for part in parts if part]
+
+    def _count_failure(self, key: str, event: Failed | Lost) -> None:
+        """Whose fault is it? Where all that learn fail alike, not theirs: then none of them is dropped. Raises StoppedError."""
+        if self._failures is None:
+            return
+        kind = class_of(event)
+        self._failures[key] = event.reason if kind == "failed" else kind
+        if len(self._failures) >= SAME_FAILURES and len(set(self._failures.values())) == 1:
+            dropped = self._store.fact("dropped") or {}
+            self._store.put_fact("dropped", {k: why for k, why in dropped.items() if k not in self._failures})
+            what = f"the first {len(self._failures)} alternatives that were to learn failed alike: {event.reason}"
+            raise StoppedError(what, f"see {self._folder / 'workers'}; then: nas search --resume {self._folder}")
 
     def dropped(self, alternative: Alternative) -> str:
         """Why no architecture may hold an alternative; empty where it may."""
@@ -348,53 +383,3 @@ class Teaching:
         """What an attempt has used since the last time."""
         self._store.add_seconds(**{phase: self._ledger.cost(max(0.0, seconds - self._charged.get(key, 0.0)))})
         self._charged[key] = seconds
-
-
-def teacher_epochs(budget: Budget, epochs: int, seconds: float) -> int:
-    """How long a teacher is trained, where one epoch takes so many seconds and a trial is trained for `epochs`."""
-    if budget.kind == "trials":
-        return min(TEACHER_EPOCHS, TIMES_A_TRIAL * epochs)
-    return int(max(1, min(TEACHER_EPOCHS, TEACH_SHARE * budget.amount / seconds)))
-
-
-def worthwhile_epochs(epochs: int) -> int:
-    """How long a teacher must be trained to be worth imitating, where a trial is trained for `epochs`."""
-    return min(TEACHER_EPOCHS, WORTH_A_TRIAL * epochs)
-
-
-def teacher_job(train: TrainJob, skeleton: Mapping[str, Any], path: str) -> TeacherJob:
-    """What all work with the teacher at `path` needs, on the data of a training."""
-    names = TeacherJob.__dataclass_fields__.keys() - {"skeleton", "teacher"}
-    return TeacherJob(skeleton=skeleton, teacher=path, **{name: getattr(train, name) for name in names})
-
-
-def library_of(digest: str, skeleton: Mapping[str, Any], dataset: Dataset, train: TrainJob) -> Library:
-    """Where the blocks lie that learn from a teacher on the data of a training."""
-    return Library.of(
-        cache_root(),
-        teacher=digest,
-        skeleton=skeleton,
-        data=dataset.digest,
-        imgsz=train.imgsz,
-        held_out=train.held_out,
-        split=train.split_seed,
-        fraction=train.fraction,
-        device=train.device,
-    )
-
-
-def in_turn(space: SearchSpace) -> Iterator[Alternative]:
-    """All alternatives of a space: of each slot the first of every block, then the second ones, and so on."""
-    queues: list[list[Alternative]] = []
-    for options in alternatives_of(space).values():
-        by_block: dict[str, list[Alternative]] = {}
-        for alternative in options.values():
-            if alternative is not None:
-                by_block.setdefault(alternative.module, []).append(alternative)
-        queues += by_block.values()
-    seen: set[str] = set()
-    for rank in itertools.zip_longest(*queues):
-        for alternative in rank:
-            if alternative is not None and alternative.key not in seen:
-                seen.add(alternative.key)
-                yield alternative

@@ -7,8 +7,9 @@ A teacher is trained, all alternatives of a space learn from it, and architectur
 (so that "stay near the teacher" cannot rank them). Final is what a user gets: the assembled network, trained on.
 
 a: Kendall's tau-b of every cheap score with the final mAP, 90% bootstrap interval over architectures, the partial tau given
-   the number of replaced slots, and the CPU seconds that an architecture costs. The final of another seed stands beside them:
-   no score can be expected to rank better than what it is to foretell ranks itself.
+   the number of replaced slots, the CPU seconds that an architecture costs, and tau with the trainings from scratch of part b.
+   The final of another seed stands beside them: no score can rank better than what it is to foretell does itself.
+   Also what an assembled evaluation takes beside a validation, and imitation's memory beside that of the teacher's training.
 b: mAP and cost of the final beside trainings from scratch, and of some architectures beside trainings to convergence, of two
    seeds; these are also trained on for a third of those epochs.
 c: whole searches at equal budgets under a latency limit (`bench_imitation_searches.py`). Give it the machine alone.
@@ -36,6 +37,8 @@ from typing import Any
 import numpy as np
 from bench_fidelity import Kept, interval, tau
 from bench_imitation_searches import Searches
+
+from nas.pace import GROUP
 
 VERSION = 1  # of all that is measured here: raise it to do everything anew
 Job = dict[str, Any]
@@ -121,6 +124,20 @@ class Plan:
         told = self.job(f"assemble {architecture.id} {settle}", "nas.execution.imitate:assemble", payload, identity)
         return {**told, "file": payload.get("keep")}
 
+    def loss(self, architecture: Any) -> Job:
+        payload = {**self._shared(), "weights": str(self._file(architecture.id))}
+        identity = ["loss", str(self.library().name), self.yaml[architecture.id]]
+        return self.job(f"loss {architecture.id}", "bench_imitation_jobs:loss", payload, identity)
+
+    def memory(self) -> Job:
+        """Of an epoch of the teacher's training, and of as many alternatives as learn together at most."""
+        train = {**self.teacher()["payload"], "rungs": [1], "keep": None}
+        lessons = {**self.lessons.plain(), "rounds": [1], "enough": -1e9}  # all of them learn
+        common = {**self._shared(), "lessons": lessons, "library": str(self.folder / "memory")}
+        imitate = {**common, "alternatives": [a.plain() for a in self.alternatives[:GROUP]]}
+        identity = ["memory", self.teacher()["identity"], lessons, imitate["alternatives"]]
+        return self.job("memory", "bench_imitation_jobs:memory", {"train": train, "imitate": imitate}, identity)
+
     def final(self, architecture: Any, epochs: int, seed: int) -> Job:
         start = self._file(architecture.id)
         job = self._train(f"final {architecture.id}", self.yaml[architecture.id], epochs, seed, str(start), None)
@@ -179,16 +196,20 @@ def stages(plan: Plan) -> list[list[Job]]:
     found = [[plan.teacher()], [plan.meet()], plan.imitate()]
     found.append([plan.assemble(a, 0) for a in plan.architectures])
     some = plan.architectures[:: max(1, len(plan.architectures) // options.converged)][: options.converged]
-    for seed in (1, 2):
-        found.append([plan.final(a, options.final, seed) for a in plan.architectures])
-        if "a" in options.parts and seed == 1:
-            found.append([plan.assemble(a, 4) for a in plan.architectures])
-            found.append([plan.scratch(a, options.short, 2) for a in plan.architectures])
-        if "b" in options.parts:
-            found.append([plan.scratch(a, options.long, seed) for a in some])
-            found.append([plan.final(a, options.long // 3, seed) for a in some])
+    if "a" in options.parts:
+        found.append([plan.loss(a) for a in plan.architectures])
+    found.append([plan.final(a, options.final, 1) for a in plan.architectures])
+    if "a" in options.parts:
+        found.append([plan.assemble(a, 4) for a in plan.architectures])
+        found.append([plan.scratch(a, options.short, 2) for a in plan.architectures])
+        found.append([plan.final(a, 1, 3) for a in plan.architectures] + [plan.memory()])
+    found.append([plan.final(a, options.final, 2) for a in plan.architectures])
     if "b" in options.parts:
         found.append([plan.scratch(a, options.scratch, 1) for a in plan.architectures])
+        for seed in (1, 2):  # the longest first
+            long = [plan.scratch(a, options.long, seed) for a in some]
+            found.append(long + [plan.final(a, options.long // 3, seed) for a in some])
+        found.append([plan.scratch(a, options.scratch, 2) for a in plan.architectures])
     return found
 
 
@@ -232,6 +253,12 @@ def cost_of(plan: Plan, kept: Kept) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if (teacher := kept.get(plan.teacher())) is not None:
         figures |= {"teacher_map": teacher["map"], "teacher_cpu": teacher["cpu"]}
+    if (meeting := kept.get(plan.meet())) is not None:
+        assembled = [job["cpu"] for a in plan.architectures if (job := kept.get(plan.assemble(a, 0))) is not None]
+        figures["assembled_over_validation"] = float(np.mean(assembled or [float("nan")])) / meeting["cpu"]
+    if (memory := kept.get(plan.memory())) is not None:
+        figures |= {"training_mb": memory["train_mb"], "imitation_mb": memory["imitate_mb"]}
+        figures["imitation_memory_ratio"] = memory["imitate_mb"] / memory["train_mb"]
     library = Library(plan.library())
     told = [kept.get(job) for job in plan.imitate()]
     entries = [entry for entry in map(library.get, plan.alternatives) if entry is not None]
@@ -283,11 +310,14 @@ def table_a(plan: Plan, kept: Kept) -> dict[str, Any]:
         if rise is not None:
             scores["additive"].append((row, -rise, 0.0))
         jobs = {"assembled": plan.assemble(architecture, 0), "assembled_settled": plan.assemble(architecture, 4)}
+        jobs["assembled_and_1_epoch"] = plan.final(architecture, 1, 3)
         jobs["scratch"] = plan.scratch(architecture, options.short, 2)
         jobs["final_again"] = plan.final(architecture, options.final, 2)
         for name, job in jobs.items():
             if (told := kept.get(job)) is not None:
                 scores[name].append((row, told["map"], told["cpu"]))
+        if (told := kept.get(plan.loss(architecture))) is not None:
+            scores["assembled_loss"].append((row, -told["loss"], told["cpu"]))
         known = plan.known[architecture.id]
         scores["fewer_replaced"].append((row, -known["replaced"], 0.0))
         scores["macs"].append((row, known["macs"], 0.0))
@@ -295,7 +325,9 @@ def table_a(plan: Plan, kept: Kept) -> dict[str, Any]:
         scores["widths_kept"].append((row, -narrowed(plan, architecture), 0.0))
     final = np.array([value for _, value in rows])
     replaced = np.array([float(len(a.placements)) for a, _ in rows])
-    print(f"{'score':20} {'tau':>6} {'90% interval':>16} {'partial':>8} {'CPU s':>7} {'n':>3}")
+    trained = [kept.get(plan.scratch(a, options.scratch, 1)) for a, _ in rows]
+    scratch = np.array([told["map"] if told else np.nan for told in trained])
+    print(f"{'score':22} {'tau':>6} {'90% interval':>16} {'partial':>8} {'CPU s':>7} {'n':>3} {'tau with scratch':>17}")
     for name, found in scores.items():
         if len(found) < 4:
             continue
@@ -303,9 +335,13 @@ def table_a(plan: Plan, kept: Kept) -> dict[str, Any]:
         low, high = interval(values, final[at])
         figures[f"tau_{name}_final"], figures[f"interval_{name}"] = tau(values, final[at]), [low, high]
         figures[f"partial_{name}"], figures[f"cpu_{name}"] = partial(values, final[at], replaced[at]), float(cpu)
+        beside = ""
+        if len(both := np.flatnonzero(~np.isnan(scratch[at]))) >= 4:
+            figures[f"tau_{name}_scratch"] = tau(values[both], scratch[at][both])
+            beside = f"{figures[f'tau_{name}_scratch']:17.2f}"
         print(
-            f"{name:20} {figures[f'tau_{name}_final']:6.2f} {f'[{low:.2f}, {high:.2f}]':>16} "
-            f"{figures[f'partial_{name}']:8.2f} {cpu:7.1f} {len(found):3}"
+            f"{name:22} {figures[f'tau_{name}_final']:6.2f} {f'[{low:.2f}, {high:.2f}]':>16} "
+            f"{figures[f'partial_{name}']:8.2f} {cpu:7.1f} {len(found):3} {beside}"
         )
     figures["tau_partial"] = figures.get("partial_assembled")
     mixed = [row for row, (a, _) in enumerate(rows) if narrowed(plan, a)]

@@ -43,7 +43,7 @@ ARROWS = {
     "finish": {"blocks", "dataset", "outcome", "review", "run", "runs", "yolo"},
     "quote": {"blocks", "execution", "latency", "outcome", "run", "runs"},
     "assembled": {"teaching", "jobs", "execution", "imitation", "runs", "search"},
-    "dry_imitation": {"assembled", "teaching", "execution", "imitation", "pricing", "review", "search", "dataset"},
+    "dry_imitation": {"assembled", "syllabus", "execution", "imitation", "pricing", "review", "search", "dataset"},
     "dry_run": {
         "dry_imitation",
         "climb",
@@ -60,7 +60,10 @@ ARROWS = {
     },
     "sensitivity": {"imitation", "latency", "runs"},
     "run": {"sensitivity", "imitation", "outcome", "export", "review", "runs"},
+    "decision": {"teaching", "pricing", "under_way", "review", "runs"},
+    "syllabus": {"execution", "imitation", "dataset", "cache"},
     "session": {
+        "decision",
         "devices",
         "jobs",
         "assembled",
@@ -131,7 +134,7 @@ ARROWS = {
     "climb": {"jobs", "runs", "search"},
     "seeding": {"imitation", "pricing", "search"},
     "jobs": {"execution", "runs", "search", "dataset", "hardware", "cache"},
-    "teaching": {"pace", "seeding", "jobs", "execution", "imitation", "runs", "search", "pricing", "dataset", "cache"},
+    "teaching": {"pace", "syllabus", "post_mortem", "seeding", "jobs", "execution", "imitation", "runs", "pricing", "dataset"},
     "pricing": {"execution", "latency"},
     "outcome": {"sensitivity", "export", "review", "runs", "search"},
     "execution": {"blocks", "training", "imitation", "latency", "yolo", "dataset", "hardware", "cache"},

@@ -33,7 +33,8 @@ from nas.runs.trials import TrialFolders
 from nas.seeding import additive_members
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.reader import read_space
-from nas.teaching import TRIES, Teaching, in_turn
+from nas.syllabus import in_turn, library_of
+from nas.teaching import SAME_FAILURES, SLACK, TRIES, Teaching
 
 SPACE = """
 skeleton: yolo11n.yaml
@@ -52,6 +53,7 @@ class Workers:
     fate: Callable[[Attempt], object] = lambda attempt: None
     met: dict[str, object] = field(default_factory=lambda: {"digest": "abc", "map": 0.4})
     free: int = 2
+    sign: float = 1.0  # seconds after which they give a sign of life
     lane_free: bool = True
     started: list[Attempt] = field(default_factory=list)
     ended: list[Event] = field(default_factory=list)
@@ -60,15 +62,17 @@ class Workers:
         assert json.loads(json.dumps(attempt.payload)) == attempt.payload
         self.started.append(attempt)
         self.free -= 1
-        self.ended += [Progress(attempt.key, {"epoch": 1, "epochs": 2}, 1.0), self._end(attempt)]
+        self.ended += [Progress(attempt.key, {"epoch": 1, "epochs": 2}, self.sign), self._end(attempt)]
 
     def poll(self, _timeout: float) -> list[Event]:
         events, self.ended = self.ended, []
         self.free += sum(not isinstance(event, Progress) for event in events)
         return events
 
-    def stop(self, _key: str) -> float:
-        return 1.0
+    def stop(self, key: str) -> float:
+        self.ended = [event for event in self.ended if event.key != key]
+        self.free += 1
+        return self.sign
 
     def close(self) -> None: ...
 
@@ -79,6 +83,8 @@ class Workers:
         payload, told = attempt.payload, self.fate(attempt)
         if isinstance(told, type):
             return told(attempt.key, "worker died", 1.0)
+        if isinstance(told, Failed):
+            return told
         if told is not None:
             return Result(attempt.key, told, 1.0)
         if attempt.kind == MEET:
@@ -199,6 +205,13 @@ def test_a_budget_of_time_imitates_where_it_buys_a_teacher(lab, seconds, weights
         assert [1] not in [a.payload["rungs"] for a in again.started if a.kind == TRAIN]
 
 
+def test_an_epoch_that_takes_too_long_is_not_waited_for(lab):
+    """20 s each are 15 epochs of 300 s; one that takes longer, and what a worker may need to begin it, is cut off."""
+    own = lab(imitate=None)
+    assert not own.teaching(Workers(seconds=500.0, sign=20.1 + SLACK)).pays(own.phases.append)
+    assert own.store.seconds("teach") == 20.1 + SLACK and "fewer than 15 epochs" in own.said[-1]
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_checkpoint_that_is_no_teacher_starts_the_teachers_training(lab, fresh):
     """One of these classes, but another skeleton, may have learned from the held-out part, and so has what begins with it."""
@@ -257,6 +270,41 @@ def test_an_alternative_that_fails_alone_is_dropped_and_refused(lab, block):
     again = Workers()
     own.run(again)
     assert again.started == []
+
+
+@pytest.mark.parametrize("reason", ["out of memory", "[Errno 28] No space left on device: 'x'", "it is broken"])
+def test_what_fails_for_every_alternative_is_no_fault_of_theirs(lab, reason):
+    """The search stops with the reason, and once that is mended all of them learn."""
+    own = lab(weights="best.pt", budget="20trials")
+    workers = Workers()
+    workers.fate = lambda a: Failed(a.key, reason, 1.0) if a.kind == IMITATE else None
+    with pytest.raises(
+        StoppedError, match="no room on the disk" if "space" in reason else f"first {SAME_FAILURES} alternatives"
+    ):
+        own.run(workers)
+    assert not own.store.fact("dropped")
+    teaching = own.run(Workers())
+    assert teaching.library.missing(in_turn(own.space)) == []
+
+
+def test_an_edited_block_learns_anew(lab, tmp_path):
+    own = lab()
+    file = tmp_path / "block.py"
+    names = []
+    for text in ("x = 1", "x = 2", "x = 1"):
+        file.write_text(text)
+        names.append(library_of("d", {}, own.dataset, training_job(own.config, own.dataset, [str(file)])).folder.name)
+    assert names[0] == names[2] != names[1]
+
+
+def test_nothing_more_learns_once_the_budget_is_spent(lab):
+    """A run that is resumed to be looked at, under another limit, say, goes on to its front."""
+    own = lab(weights="best.pt", budget="20gpu-s")
+    own.run(Workers(seconds=4.0, free=1))
+    own.store.add_seconds(lane=20.0)
+    workers = Workers()
+    own.run(workers)
+    assert workers.started == []
 
 
 def test_a_worthless_teacher_that_was_trained_here_is_no_failed_start(lab):
@@ -325,6 +373,10 @@ def test_what_failed_says_nothing_of_what_learning_costs():
     assert pace.group() == 7  # 51 s at 4 s each, for two workers
     pace.ended(0, 51.0, learned=False)
     assert pace.over and pace.group() == 0
+
+
+def test_what_an_earlier_session_has_paid_is_known():
+    assert Pace(100.0, 2, 95.0, 10.0).group() == 0 and Pace(100.0, 2, 70.0, 10.0).group() == 2
 
 
 def test_groups_that_were_learning_when_the_search_was_killed_go_on_as_they_were(lab):

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ IMITATE = "nas.execution.imitate:imitate"
 ASSEMBLE = "nas.execution.imitate:assemble"
 MEET = "nas.execution.imitate:meet"
 TUNE = "nas.execution.imitate:tune"
+SCORED = 32  # images at a time, where there is memory for them
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,6 @@ def meet(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any
 
     from nas.errors import InputError  # noqa: PLC0415
     from nas.imitation.teacher import refuse_worthless, shortfall  # noqa: PLC0415
-    from nas.yolo.metrics import evaluate  # noqa: PLC0415
     from nas.yolo.weights import other_classes, read_weights  # noqa: PLC0415
 
     job = TeacherJob(**payload)
@@ -88,7 +88,7 @@ def meet(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any
         torch.set_num_threads(job.threads)
         _, held_out, nc = _images(job)
         teacher, device = _teacher(job), torch.device(job.device)
-        fitness = evaluate(teacher.model.to(device), held_out, nc, batch=32, device=device).fitness
+        fitness = _scored(teacher.model.to(device), held_out, nc, device).fitness
         teacher.model.to("cpu")
         refuse_worthless(fitness.map)
     except InputError as error:
@@ -138,7 +138,14 @@ def _learn(job: ImitateJob | AssembleJob, alternatives: Sequence[Alternative], r
         device = torch.device(job.device)
         precision = training_dtype(device, Path(job.cache))
         lessons, seed = Lessons.of(job.lessons) if job.lessons else Lessons(), derive(job.split_seed, 0, "imitation")
-        course = Course(job.skeleton, _teacher(job).model, fit, held_out, library, lessons, seed, device, precision)
+        course = None
+        while course is None:
+            try:
+                course = Course(job.skeleton, _teacher(job).model, fit, held_out, library, lessons, seed, device, precision)
+            except (MemoryError, torch.OutOfMemoryError):  # already to look at the teacher takes too much
+                if lessons.training.batch == 1:
+                    raise
+                lessons = replace(lessons, training=lessons.training.halved())
         course.take(alternatives, lambda lesson: report(asdict(lesson)))
 
 
@@ -154,7 +161,6 @@ def assemble(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str,
     from nas.imitation.norms import settle_norms  # noqa: PLC0415
     from nas.training.augment import Augmentation, Batches, generator_of  # noqa: PLC0415
     from nas.yolo.checkpoints import save_checkpoint  # noqa: PLC0415
-    from nas.yolo.metrics import evaluate  # noqa: PLC0415
 
     began = time.perf_counter()
     job = AssembleJob(**payload)
@@ -171,12 +177,12 @@ def assemble(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str,
 
     def settled() -> Any:
         settle_norms(model, (batches.make(part, Augmentation(), generator_of(0))["img"] for part in rows))
-        return evaluate(model, held_out, nc, batch=32, device=device)
+        return _scored(model, held_out, nc, device)
 
     if rows and job.unless is None:
         metrics = settled()
     else:
-        metrics, before = evaluate(model, held_out, nc, batch=32, device=device), deepcopy(model.state_dict())
+        metrics, before = _scored(model, held_out, nc, device), deepcopy(model.state_dict())
         if rows and metrics.fitness.map < (job.unless or 0.0):
             again = settled()
             if again.fitness.map > metrics.fitness.map:
@@ -206,6 +212,22 @@ def tune(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any
 def _images(job: TeacherJob) -> tuple[Any, Any, int]:
     polygons = TASKS[job.skeleton["head"][-1][2]] == "segment"
     return images_of(job.data, job.root, job.cache, job.imgsz, job.held_out, job.split_seed, polygons, job.fraction)
+
+
+def _scored(model: Any, images: Any, nc: int, device: Any) -> Any:
+    """Its metrics on some images, as many at a time as there is memory for."""
+    import torch  # noqa: PLC0415  (workers only)
+
+    from nas.yolo.metrics import evaluate  # noqa: PLC0415
+
+    batch = SCORED
+    while True:
+        try:
+            return evaluate(model, images, nc, batch=batch, device=device)
+        except (MemoryError, torch.OutOfMemoryError):
+            if batch == 1:
+                raise
+        batch //= 2
 
 
 def _load_blocks(job: TeacherJob) -> None:

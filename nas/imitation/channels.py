@@ -29,29 +29,30 @@ IMPORTANCE = "importance.safetensors"
 
 def importance_of(teacher: nn.Module, batches: Iterable[Batch]) -> dict[int, Tensor]:
     """Per layer that writes a map, float32 (channels,) on the CPU: how much the task's loss depends on each channel."""
-    outputs: dict[int, Tensor] = {}
     found: dict[int, Tensor] = {}
 
-    def keep(layer: int, output: Tensor) -> Tensor:
-        outputs[layer] = output.detach().requires_grad_() if not output.requires_grad else output
-        outputs[layer].retain_grad()
-        return outputs[layer]
+    def add(layer: int, values: Tensor, slope: Tensor) -> None:
+        change = (values * slope).sum((2, 3)).float()  # per image and channel
+        found[layer] = found.get(layer, torch.zeros(())) + change.square().sum(0).cpu()
+
+    def watch(layer: int, output: Tensor) -> Tensor:
+        """Have the gradient looked at as it passes: kept to the end, those of all layers take as much as the activations."""
+        found.setdefault(layer, torch.zeros(output.shape[1]))  # of what the loss does not depend on nothing passes
+        output = output if output.requires_grad else output.detach().requires_grad_()
+        values = output.detach()  # a hook that held the output itself would keep it, and the whole graph
+        output.register_hook(lambda slope: add(layer, values, slope))  # type: ignore[no-untyped-call]
+        return output
 
     model: Any = teacher
     layers = [layer for layer, channels in enumerate(output_channels(teacher)) if channels]
     criterion = Criterion(teacher, epochs=1)
     hooks = [
-        model.model[layer].register_forward_hook(lambda _, __, output, layer=layer: keep(layer, output)) for layer in layers
+        model.model[layer].register_forward_hook(lambda _, __, output, layer=layer: watch(layer, output)) for layer in layers
     ]
     try:
         for batch in batches:
             with torch.enable_grad():
                 criterion(predictions_with_fixed_norms(teacher, batch["img"]), batch).backward()  # type: ignore[no-untyped-call]
-            for layer, output in outputs.items():
-                slope = torch.zeros_like(output) if output.grad is None else output.grad
-                change = (output.detach() * slope).sum((2, 3)).float()  # per image and channel
-                found[layer] = found.get(layer, torch.zeros(())) + change.square().sum(0).cpu()
-            outputs.clear()
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,7 +10,7 @@ from nas.review.record import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADINGS = ("slot", "option", "loss rises by", "90% interval", "latency", "")
+HEADINGS = ("slot", "option", "loss rises by", "90% interval", "latency", "interval", "")
 HOTTEST = 0.05  # of the teacher's loss: as red as it gets
 
 
@@ -32,6 +32,10 @@ class Cell(Protocol):
     @property
     def ms(self) -> float | None: ...
     @property
+    def ms_low(self) -> float | None: ...
+    @property
+    def ms_high(self) -> float | None: ...
+    @property
     def verdict(self) -> str: ...
 
 
@@ -47,7 +51,7 @@ def heat_table(rows: Sequence[Cell]) -> Table:
     for row in rows:
         style = "bold" if row.verdict == "free" and (row.ms or 0.0) < 0 else "dim" if row.rise is None else ""
         span = "" if row.rise_low is None or row.rise_high is None else f"{row.rise_low:+.1%} to {row.rise_high:+.1%}"
-        cells = (row.slot, row.option, _share(row.rise), span, _ms(row.ms), printable(row.verdict, 60))
+        cells = (row.slot, row.option, _share(row.rise), span, _ms(row.ms), _ms_span(row), printable(row.verdict, 60))
         table.add_row(*map(Text, cells), style=style)
     return table
 
@@ -88,12 +92,13 @@ def heat_map(rows: Sequence[Cell], show: Callable[[str], str]) -> str:
             heat = min(1.0, max(0.0, best.rise) / HOTTEST)
             colour = f"rgba(201, 60, 55, {0.75 * heat:.2f})" if best.verdict == "costs" else "rgba(46, 160, 67, 0.25)"
             span = f"{_share(best.rise_low)} to {_share(best.rise_high)}"
+            span += f", {times}" if (times := _ms_span(best)) else ""
             words = f"{_share(best.rise)}<br><small>{_ms(best.ms)}</small>"
             cells.append(f'<td style="background:{colour}" title="{show(best.option)}: {span}">{words}</td>')
         lines.append(f"<tr><th>{show(slot)}</th>{''.join(cells)}</tr>")
     notes = "".join(f"<li>{show(line)}</li>" for line in advice(rows).splitlines())
     return (
-        "<h2>Sensitivity</h2><p>Rise of the loss where this slot alone is replaced (90% interval on touch), and the change of "
+        "<h2>Sensitivity</h2><p>Rise of the loss where this slot alone is replaced (intervals on touch), and the change of "
         f"latency; green: no rise that shows.</p><table><tr>{head}</tr>{''.join(lines)}</table><ul>{notes}</ul>"
     )
 
@@ -104,6 +109,10 @@ def _options(count: int) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:+.1%}"
+
+
+def _ms_span(row: Cell) -> str:
+    return "" if row.ms_low is None or row.ms_high is None else f"{_ms(row.ms_low)} to {_ms(row.ms_high)}"
 
 
 def _ms(value: float | None) -> str:

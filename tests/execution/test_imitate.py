@@ -1,5 +1,6 @@
 """Imitation as work: the jobs that a search sends, on a few images of the built-in set."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from nas.dataset.description import read_dataset
 from nas.execution import work
 from nas.execution.imitate import AssembleJob, ImitateJob, TeacherJob, assemble, imitate, meet
 from nas.execution.validate import ValidateJob, validate
+from nas.imitation import channels as imitation
 from nas.imitation.alternatives import alternatives_of, differences
 from nas.imitation.learn import Lessons
 from nas.imitation.library import Library
@@ -22,6 +24,7 @@ from nas.space.architecture import Architecture, model_yaml
 from nas.space.search_space import SearchSpace, SlotChoices
 from nas.space.skeleton import read_skeleton
 from nas.training.recipe import Recipe
+from nas.yolo import metrics
 from nas.yolo.build import build
 from nas.yolo.checkpoints import save_checkpoint
 from nas.yolo.weights import read_weights
@@ -97,6 +100,34 @@ def test_norms_are_settled_where_that_helps(
     assert assemble(asdict(job), 0, silent)["map"] == max(maps) and next(scores, None) is None
     teacher, made = (dict(read_weights(path).named_buffers()) for path in (Path(base["teacher"]), keep))
     assert any(not torch.equal(value, made[name]) for name, value in teacher.items() if "running" in name) is settled
+
+
+def test_out_of_memory_looks_at_fewer_images_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything learns, and where a network is scored."""
+    base, real, scored, looked = shared(tmp_path, "yolo11n.yaml"), metrics.evaluate, list[int](), list[int]()
+
+    def evaluate(*given: Any, batch: int, **more: Any) -> Any:
+        scored.append(batch)
+        if batch > 8:
+            raise torch.OutOfMemoryError
+        return real(*given, batch=batch, **more)
+
+    def importance(teacher: Any, batches: Sequence[Any]) -> Any:
+        looked.append(len(batches[0]["img"]))
+        if looked[-1] > 2:
+            raise torch.OutOfMemoryError
+        return channels(teacher, batches)
+
+    channels = imitation.importance_of
+    monkeypatch.setattr(metrics, "evaluate", evaluate)
+    monkeypatch.setattr(imitation, "importance_of", importance)
+    skeleton = read_skeleton("yolo11n.yaml")
+    space = SearchSpace(skeleton, (SlotChoices(skeleton.slot("backbone.P5"), ("repvit",), (1.0,)),))
+    architecture = next(a for a in space.enumerate() if a.placements)
+    model = model_yaml(skeleton, architecture, len(base["names"]))
+    job = AssembleJob(**base, model=model, library=str(tmp_path / "l"), lessons=LESSONS)
+    assert assemble(asdict(job), 0, silent)["map"] >= 0
+    assert looked == [8, 4, 2] and scored == [32, 16, 8]
 
 
 def test_a_teacher_is_met_before_anything_learns_from_it(tmp_path: Path) -> None:
