@@ -99,9 +99,9 @@ class Workers:
         return Result(attempt.key, {"entries": {}}, self.seconds)
 
 
-def learn(library: Library, alternative: Alternative, dropped: str = "", rise: float = 0.1) -> None:
+def learn(library: Library, alternative: Alternative, dropped: str = "", rise: float = 0.1, low: float = 0.05) -> None:
     library.folder.mkdir(parents=True, exist_ok=True)
-    facts = json.dumps(facts_of(Entry(alternative.layer, list(alternative.row), dropped=dropped, rise=rise)))
+    facts = json.dumps(facts_of(Entry(alternative.layer, list(alternative.row), dropped=dropped, rise=rise, low=low)))
     save_file({"x": np.zeros(1, np.float32)}, library.path(alternative), metadata={"facts": facts})
 
 
@@ -477,3 +477,26 @@ def test_a_search_begins_with_the_front_of_the_sums(lab):
     assert 3 <= len(found) <= 16 and all(a.placements for a in found) and ms[near].max() <= 4.01
     assert sum(a.id in front for a in found) >= 0.8 * len(found)  # the rest is within the tolerance
     assert additive_members(own.space, library, type("Nothing", (), {"guess": lambda *_: None})(), None, 640) is None
+
+
+def test_where_a_slot_has_no_effect_the_latency_alone_chooses(lab):
+    """No rise shows in backbone.P4 and P5: the first members differ in the third slot alone, the others as before."""
+    own = lab(weights="best.pt")
+    library = own.run(Workers()).library
+    rng, layers = np.random.default_rng(0), {own.space.skeleton.slot(f"backbone.P{n}").layer for n in (4, 5)}
+    for alternative in in_turn(own.space):
+        learn(library, alternative, rise=float(rng.uniform(0, 1)), low=-0.1 if alternative.layer in layers else 0.1)
+    found = additive_members(own.space, library, Guesses(), None, 640)
+    fastest = {}
+    for slot, options in alternatives_of(own.space).items():
+        singles = [
+            (float(Guesses().guess([Architecture(own.space.skeleton.name, (p,) if p else ())]).ms[0]), p) for p in options
+        ]
+        fastest[slot] = min(singles, key=lambda pair: pair[0])[1]
+
+    def taken(architecture: Architecture, slot: str) -> object:
+        layer = own.space.skeleton.slot(slot).layer
+        return next((p for p in architecture.placements if p.layer == layer), None)
+
+    by_latency = [a for a in found if all(taken(a, slot) == fastest[slot] for slot in ("backbone.P4", "backbone.P5"))]
+    assert found[: len(by_latency)] == by_latency and 1 < len(by_latency) <= 8 < len(found) <= 16

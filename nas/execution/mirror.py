@@ -46,11 +46,12 @@ class Packed:
 
 @dataclass(frozen=True)
 class Parcel:
-    """An attempt with the paths of its driver, and what it needs."""
+    """An attempt with the paths of its driver, and what it needs; `held` is what the driver has of all that it may write."""
 
     attempt: dict[str, Any]
     files: Mapping[str, bytes]
     dataset: Packed | None
+    held: frozenset[str]
 
 
 class Sender:
@@ -76,7 +77,8 @@ class Sender:
                     files[str(file)] = file.read_bytes()
                     there[str(file)] = stamp
         files |= {path: Path(path).read_bytes() for path in _named(payload, WRITTEN) if Path(path).is_file()}
-        return Parcel(message, files, self._dataset(payload))
+        held = frozenset(str(file) for path in _named(payload, WRITTEN | FOLDERS) for file in _files(path))
+        return Parcel(message, files, self._dataset(payload), held)
 
     def deliver(self, attempt: Attempt, host: str, files: Mapping[str, bytes | None]) -> None:
         """Write what an attempt has written on its host, where it was told to; None is a file that is there no more.
@@ -131,7 +133,8 @@ class Receiver:
             path = self._place(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
-        self._before = self._written(payload)
+        # what an attempt that was lost has left in a library here, the driver lacks
+        self._before = {name: stamp for name, stamp in self._written(payload).items() if name in parcel.held}
         return {**parcel.attempt, "payload": self._here(payload, data), "log": log and str(self._place(log))}
 
     def returned(self, payload: Mapping[str, Any]) -> dict[str, bytes | None]:

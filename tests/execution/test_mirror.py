@@ -108,6 +108,18 @@ def test_files_travel_when_they_have_changed_and_come_back_when_they_were_writte
     assert not Path(train["state"]).exists()
 
 
+def test_what_a_lost_attempt_has_finished_comes_back_with_the_next(tmp_path: Path, store: Store) -> None:
+    library = tmp_path / "here" / "library"
+    library.mkdir(parents=True)
+    (library / "known").write_bytes(b"known")
+    attempt, sender, there = Attempt("a", "k", {"library": str(library)}), Sender(store.put), tmp_path / "there"
+    lost = Path(Receiver(there, store.__getitem__).accept(sender.parcel(attempt, "there"))["payload"]["library"])
+    (lost / "learned").write_bytes(b"learned")  # and then its host was gone
+    again = Receiver(there, store.__getitem__)
+    again.accept(sender.parcel(attempt, "there"))
+    assert again.returned(attempt.payload) == {str(library / "learned"): b"learned"}
+
+
 def test_a_tail(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("before\n")
