@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from nas.review.record import duration
 from nas.search.ladder import FACTOR
 from nas.space.architecture import model_yaml
 from nas.space.search_space import SearchSpace
-from nas.syllabus import IMITATE_SHARE, in_turn, library_of, teacher_epochs, teacher_job, worthwhile_epochs
+from nas.syllabus import IMITATE_SHARE, in_turn, library_of, split_name, teacher_epochs, teacher_job, worthwhile_epochs
 
 REHEARSED = 3  # alternatives
 NEVER_ENOUGH = -1e9  # all rounds are to be timed
@@ -84,14 +84,17 @@ def meet(config: RunConfig, space: SearchSpace, dataset: Dataset, train: TrainJo
     if config.weights is None:
         return Met(None, "the skeleton is trained first, without the held-out part", len(wanted), 0, seen=False)
     name = Path(config.weights).name
+    train = replace(train, left_out=split_name(dataset, train))
     told, _, _ = _done(executor, Attempt("meet", MEET, asdict(teacher_job(train, skeleton, config.weights))), folder)
     if "shortfall" in told:
         seen = "" if told["fresh"] else ", which may have seen the held-out part"
         words = f"{name} is no teacher as it is ({told['shortfall']}): the teacher's training starts from it{seen}"
         return Met(None, words, len(wanted), 0, seen=bool(seen))
     left = library_of(told["digest"], skeleton, dataset, train).missing(wanted)
-    words = f"{name} is taken as it is: mAP50-95 {told['map']:.3f} on the held-out part, which it may have seen"
-    return Met(told["map"], words, len(wanted), len(wanted) - len(left), seen=True)
+    left_out = bool(told.get("left_out"))
+    words = f"{name} is taken as it is: mAP50-95 {told['map']:.3f} on the held-out part, which it "
+    words += "has not seen" if left_out else "may have seen"
+    return Met(told["map"], words, len(wanted), len(wanted) - len(left), seen=not left_out)
 
 
 def rehearse_learning(space: SearchSpace, train: TrainJob, images: int, executor: Executor, folder: Path) -> Learning:

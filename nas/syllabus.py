@@ -35,6 +35,11 @@ def worthwhile_epochs(epochs: int) -> int:
     return min(TEACHER_EPOCHS, WORTH_A_TRIAL * epochs)
 
 
+def split_name(dataset: Dataset, train: TrainJob) -> str:
+    """Names what a training leaves out: the data, the share, and how it is drawn."""
+    return f"{dataset.digest} {train.held_out} {train.split_seed}"
+
+
 def teacher_job(train: TrainJob, skeleton: Mapping[str, Any], path: str) -> TeacherJob:
     """What all work with the teacher at `path` needs, on the data of a training."""
     names = TeacherJob.__dataclass_fields__.keys() - {"skeleton", "teacher"}

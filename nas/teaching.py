@@ -40,6 +40,7 @@ from nas.syllabus import (
     TEACH_SHARE,
     in_turn,
     library_of,
+    split_name,
     teacher_epochs,
     teacher_job,
     worthwhile_epochs,
@@ -75,7 +76,8 @@ class Teaching:
     ) -> None:
         self._config, self._space, self._dataset, self._folder = config, space, dataset, folder
         self._store, self._ledger, self._executor, self._say = store, ledger, executor, say
-        self._train = training_job(config, dataset, blocks)
+        train = training_job(config, dataset, blocks)
+        self._train = replace(train, left_out=split_name(dataset, train))
         self._charged: dict[str, float] = {}
         self._met: dict[str, dict[str, Any]] = {}
         self._failures: dict[str, str] | None = {}  # key -> how it failed; None once an alternative has learned
@@ -130,8 +132,9 @@ class Teaching:
 
     @property
     def is_users_own(self) -> bool:
-        """Whether the teacher is the user's checkpoint as it is."""
-        return (self._store.fact("teacher") or {}).get("path") is not None
+        """Whether the teacher is the user's checkpoint as it is, which no search of ours has trained."""
+        teacher = self._store.fact("teacher") or {}
+        return teacher.get("path") is not None and not teacher.get("ours")
 
     @property
     def mean_ap(self) -> float:
@@ -155,10 +158,12 @@ class Teaching:
             if not told:
                 return
             name = Path(path).name
-            if not told.get("fresh"):
+            if not told.get("fresh") and not told.get("left_out"):
                 self._store.put_fact("seen", path)
             if "shortfall" not in told:
-                self._settle(path, told, f"the teacher is {name}: it has seen the held-out part if it was trained on train")
+                seen = "it has seen the held-out part if it was trained on train"
+                known = "an earlier search trained it, without the held-out part"
+                self._settle(path, told, f"the teacher is {name}: {known if told.get('left_out') else seen}")
                 return
             start = path
             self._say(f"{name} is no teacher as it is ({told['shortfall']}): the teacher's training starts from it")
@@ -169,6 +174,7 @@ class Teaching:
                 return
             state = str(self._folder / "teacher.safetensors")
             job = replace(self._train, model=self._skeleton, rungs=[epochs], until=None, weights=start, state=state, keep=kept)
+            job = replace(job, left_out=None) if self.has_seen_all else job
             if self._done("teach", [(TRAIN, asdict(job))]) is None:
                 return
         try:
@@ -220,7 +226,8 @@ class Teaching:
     def _settle(self, path: str | None, told: Mapping[str, Any], words: str) -> None:
         """Keep who the teacher is; without a path it is this run's own, wherever its folder is by then."""
         if "digest" in told:
-            self._store.put_fact("teacher", {"path": path, "digest": told["digest"], "map": told["map"], "words": words})
+            known = {"path": path, "digest": told["digest"], "map": told["map"], "words": words}
+            self._store.put_fact("teacher", {**known, "ours": path is None or bool(told.get("left_out"))})
             self._say(f"{words}; mAP50-95 {told['map']:.3f} on the held-out part")
 
     def _imitate(self) -> None:

@@ -164,6 +164,21 @@ def test_a_checkpoint_of_the_data_is_the_teacher_and_everything_learns_once(lab)
     assert again.started == []
 
 
+def test_a_teacher_of_an_earlier_search_has_left_out_the_held_out_part(lab):
+    """So it has seen nothing, and, as one that is trained here, it does not teach on."""
+    own = lab(weights="results/search/teacher.pt", epochs=9, rungs=2)
+    workers = Workers()
+    workers.met |= {"left_out": True}
+    teaching = own.run(workers)
+    train = training_job(own.config, own.dataset, [])
+    assert workers.started[0].payload["left_out"] == f"digest {train.held_out} {train.split_seed}"
+    jobs = AssembledJobs(own.config, own.space, teaching, train, TrialFolders(own.folder))
+    _, payload = jobs.job(Step(3, 1), model_yaml(own.space.skeleton, own.space.baseline, 2))
+    assert own.store.fact("seen") is None and not jobs.validates and payload["train"]["teacher"] is None
+    assert payload["train"]["left_out"] is None
+    assert "an earlier search trained it" in own.said[0]
+
+
 def test_without_a_checkpoint_the_teacher_is_trained_for_its_share(lab):
     """300 of 1,000 s, at 10 s an epoch. The held-out part is none of its images."""
     own = lab()

@@ -29,7 +29,8 @@ SCORED = 32  # images at a time, where there is memory for them
 @dataclass(frozen=True)
 class TeacherJob:
     """What all kinds of this work need: the skeleton's resolved model YAML with the data's classes, a checkpoint of it that
-    knows the classes `names`, and the data, divided as for a `TrainJob`. `blocks` are the user's block files."""
+    knows the classes `names`, and the data, divided as for a `TrainJob`: the split `left_out`. `blocks` are the user's block
+    files."""
 
     skeleton: Mapping[str, Any]
     teacher: str
@@ -44,6 +45,7 @@ class TeacherJob:
     threads: int
     fraction: float = 1.0
     blocks: list[str] = field(default_factory=list)
+    left_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class AssembleJob(TeacherJob):
 
 
 def meet(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)
-    """The teacher of a `TeacherJob`: its `digest`, `map` and `map50` on the held-out part; `{shortfall, fresh}` where the
+    """The teacher of a `TeacherJob`: its `digest`, `map` and `map50` on the held-out part, and whether it is known not to have
+    seen that, `left_out`; `{shortfall, fresh}` where the
     checkpoint can only start a teacher's training, `fresh` if it was trained on other classes; `{fault, cure}` where it is good
     for nothing."""
     import torch  # noqa: PLC0415  (workers only)
@@ -93,7 +96,9 @@ def meet(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any
         refuse_worthless(fitness.map)
     except InputError as error:
         return {"fault": error.message, "cure": error.hint}
-    return {"digest": teacher.digest, "map": fitness.map, "map50": fitness.map50}
+    marked = getattr(read_weights(Path(job.teacher)), "left_out", None)
+    left_out = job.left_out is not None and marked == job.left_out
+    return {"digest": teacher.digest, "map": fitness.map, "map50": fitness.map50, "left_out": left_out}
 
 
 def imitate(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (see `_learn`)

@@ -78,8 +78,9 @@ class TrainJob:
     dataset YAML's `path` was found to mean. `held_out` is the rest's share, drawn with `split_seed`, so that all trials of
     a run share one split; of the training part `fraction` is used. `rungs` are epochs, `until` the one to stop at (the last
     where None). `state` is the file from which an interrupted training goes on, `keep` where the trained weights go, with
-    the classes' `names`; None keeps neither. `teacher` is a checkpoint whose outputs teach beside the labels. On more than one
-    of the worker's `devices` a process for each trains its part of every batch; of CPUs only tests ask for more.
+    the classes' `names`; None keeps neither. `left_out` names the split whose held-out part what is kept has not seen, for
+    whoever begins with it (`nas.syllabus.split_name`). `teacher` is a checkpoint whose outputs teach beside the labels. On
+    more than one of the worker's `devices` a process for each trains its part of every batch; of CPUs only tests ask for more.
     """
 
     model: Mapping[str, Any]
@@ -103,6 +104,7 @@ class TrainJob:
     keep: str | None = None
     blocks: list[str] = field(default_factory=list)
     teacher: str | None = None
+    left_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -335,7 +337,7 @@ def _scored(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision:
         teacher=None if job.teacher is None else deepcopy(read_weights(Path(job.teacher))),
     )
     if job.keep is not None and peers.first:
-        save_checkpoint(model, Path(job.keep), job.names)
+        save_checkpoint(model, Path(job.keep), job.names, job.left_out)
     skipped = [str(path) for path in fit.skipped]
     known = {"transferred": transferred, "skipped": skipped, "pid": os.getpid()}
     return {**asdict(outcome), **{name: value for name, value in known.items() if value}}

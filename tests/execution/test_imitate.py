@@ -102,6 +102,19 @@ def test_norms_are_settled_where_that_helps(
     assert any(not torch.equal(value, made[name]) for name, value in teacher.items() if "running" in name) is settled
 
 
+def test_a_teacher_that_has_left_out_this_split_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas.imitation.teacher.refuse_worthless", lambda _: None)
+    base = shared(tmp_path, "yolo11n.yaml")
+    same = {field.name: base[field.name] for field in fields(work.TrainJob) if field.name in base}
+    keep = str(tmp_path / "trained.pt")
+    job = work.TrainJob(base["skeleton"], rungs=[1], batch=8, lr0=0.0, keep=keep, **{**same, "left_out": "data 0.05 3"})
+    work.train(asdict(job), 0, silent)
+    given = ((keep, "data 0.05 3"), (keep, "data 0.05 4"), (keep, None), (base["teacher"], "data 0.05 3"))
+    told = [meet({**base, "teacher": path, "left_out": split}, 0, silent)["left_out"] for path, split in given]
+    assert told == [True, False, False, False]
+    assert YOLO(keep).model.names == dict(enumerate(base["names"]))  # and Ultralytics takes no offence
+
+
 def test_out_of_memory_looks_at_fewer_images_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything learns, and where a network is scored."""
     base, real, scored, looked = shared(tmp_path, "yolo11n.yaml"), metrics.evaluate, list[int](), list[int]()
