@@ -43,6 +43,7 @@ from nas.seeds import derive
 from nas.session import open_executor, try_weights
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.search_space import SearchSpace
+from nas.syllabus import split_name
 
 logging.getLogger("nas").addHandler(logging.NullHandler())  # there is no run folder to keep a log in
 
@@ -197,7 +198,7 @@ def forecast(
 
         def try_checkpoint(path: str) -> bool:
             model = model_yaml(space.skeleton, space.baseline, dataset.nc)
-            checkpoint = WeightsJob(model, path, list(dataset.names), list(blocks))
+            checkpoint = WeightsJob(model, path, list(dataset.names), list(blocks), split_name(dataset, common))
             words, fresh, _ = try_weights(checkpoint, executor, Path(name))
             lines.append(f"weights    {words}")
             return not fresh
@@ -231,7 +232,7 @@ def forecast(
         fit = max(1, round(config.fraction * parts[0]))
         images = (fit, parts[1])
         if met is not None and config.imitate is None:
-            why = too_little(config, met, rehearsal.epoch(config, fit) + rehearsal.scoring(parts[1]))
+            why = too_little(config, met, rehearsal.epoch(config, fit) + rehearsal.image * parts[1])
             if why:
                 lines.append(f"way        {why}")
                 seen, met = config.weights is not None and try_checkpoint(config.weights), None

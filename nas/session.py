@@ -46,6 +46,7 @@ from nas.space.memory import attention_notes
 from nas.space.reader import read_space
 from nas.status import Heartbeat
 from nas.study import INTERRUPTED, Study
+from nas.syllabus import split_name
 from nas.teaching import Teaching
 
 log = logging.getLogger("nas")
@@ -133,7 +134,8 @@ def run_session(
                     folders.write_config(folder, config, command)
                 if config.weights is not None and teaching is None:
                     model = model_yaml(space.skeleton, space.baseline, dataset.nc)
-                    job = WeightsJob(model, config.weights, list(dataset.names), blocks)
+                    split = split_name(dataset, training_job(config, dataset, blocks))
+                    job = WeightsJob(model, config.weights, list(dataset.names), blocks, split)
                     fitting, fresh, seconds = try_weights(job, executor, folder)
                     store.add_seconds(lane=seconds)
                     store.put_fact("seen", None if fresh else config.weights)
@@ -223,8 +225,8 @@ def _report(folder: Path, store: Store, tables: Callable[[], Tables]) -> None:
 
 
 def try_weights(job: WeightsJob, executor: Executor, folder: Path) -> tuple[str, bool, float]:
-    """What a checkpoint gives to the unmodified skeleton, in words, whether it was trained on other classes, and the seconds
-    that it took to find out.
+    """What a checkpoint gives to the unmodified skeleton, in words, whether it has not seen the held-out part for certain, and
+    the seconds that it took to find out.
 
     Raises:
         StartError: nothing, or it is no checkpoint.

@@ -29,6 +29,7 @@ from nas.jobs import training_job
 from nas.pace import Pace
 from nas.post_mortem import class_of, disk_full
 from nas.pricing import POLL_SECONDS, Pricing
+from nas.runs.folder import resume_command
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.seeding import additive_members
@@ -48,7 +49,7 @@ from nas.syllabus import (
 
 log = logging.getLogger("nas")
 
-SLACK = 60.0  # seconds that a worker may take to begin its first epoch
+SLACK, SLACK_AN_IMAGE = 60.0, 0.02  # seconds that a worker may take to begin its first epoch, and to decode an image
 TRIES = 3
 SAME_FAILURES = 3  # alternatives that fail alike, each on its own, before one has learned: going on is of no use
 
@@ -132,7 +133,7 @@ class Teaching:
 
     @property
     def is_users_own(self) -> bool:
-        """Whether the teacher is the user's checkpoint as it is, which no search of ours has trained."""
+        """Whether the teacher is the user's checkpoint as it is, and none that a search has trained on this split."""
         teacher = self._store.fact("teacher") or {}
         return teacher.get("path") is not None and not teacher.get("ours")
 
@@ -208,7 +209,8 @@ class Teaching:
             job = replace(self._train, model=self._skeleton, rungs=[1], until=None, weights=start)
             # what `seconds` of a worker cost of the budget, turned round; beside its epoch a worker begins and scores
             fit = TEACH_SHARE * budget.amount / (1.0 if budget.kind == "wall" else self._ledger.cost(1.0)) / least
-            told = self._done("teach", [(TRAIN, asdict(job))], most=math.inf if least == 1 else fit + SLACK)
+            slack = SLACK + SLACK_AN_IMAGE * len(self._dataset.train)
+            told = self._done("teach", [(TRAIN, asdict(job))], most=math.inf if least == 1 else fit + slack)
             if not told:
                 return None
             seconds = told[0]["seconds"]
@@ -234,8 +236,9 @@ class Teaching:
         """Groups of alternatives, every slot in turn, until all have learned or their share of the budget is used."""
         library, wanted = self.library, list(in_turn(self._space))
         self._store.put_fact("library", str(library.folder))
-        failed = self._store.fact("dropped") or {}
-        todo = [each for each in library.missing(wanted) if each.key not in failed]
+        failed, missing = self._store.fact("dropped") or {}, library.missing(wanted)
+        todo = [each for each in missing if each.key not in failed]
+        self._failures = {} if len(missing) == len(wanted) else None
         self._say(
             f"library: {len(wanted) - len(todo):,} of {len(wanted):,} alternatives have learned already ({library.folder.name})"
         )
@@ -312,7 +315,7 @@ class Teaching:
             if self._ledger.exhausted(()):
                 for key in running:
                     self._charge(phase, key, self._executor.stop(key))
-                hint = f"give more: nas search --resume {self._folder} --add-budget; or search anew with --from-scratch"
+                hint = f"give more, for example: {resume_command(self._folder)} --add-budget 1h; or search anew --from-scratch"
                 raise StoppedError(f"the budget ended in the phase '{phase}'", hint)
             for event in self._executor.poll(POLL_SECONDS):
                 if event.key not in running:
@@ -331,7 +334,7 @@ class Teaching:
                 if isinstance(event, Failed | Lost) and disk_full(event):
                     raise StoppedError(
                         f"the phase '{phase}' found no room on the disk: {event.reason}",
-                        f"make room, then: nas search --resume {self._folder}",
+                        f"make room, then: {resume_command(self._folder)}",
                     )
                 if isinstance(event, Lost) and count < TRIES:
                     log.warning("%s: lost (%s): tried again", phase, event.reason)
@@ -371,7 +374,7 @@ class Teaching:
             dropped = self._store.fact("dropped") or {}
             self._store.put_fact("dropped", {k: why for k, why in dropped.items() if k not in self._failures})
             what = f"the first {len(self._failures)} alternatives that were to learn failed alike: {event.reason}"
-            raise StoppedError(what, f"see {self._folder / 'workers'}; then: nas search --resume {self._folder}")
+            raise StoppedError(what, f"see {self._folder / 'workers'}; then: {resume_command(self._folder)}")
 
     def dropped(self, alternative: Alternative) -> str:
         """Why no architecture may hold an alternative; empty where it may."""

@@ -136,7 +136,7 @@ class Plan:
         lessons = {**self.lessons.plain(), "rounds": [1], "enough": -1e9}  # all of them learn
         common = {**self._shared(), "lessons": lessons, "library": str(self.folder / "memory")}
         imitate = {**common, "alternatives": [a.plain() for a in self.alternatives[:GROUP]]}
-        identity = ["memory", self.teacher()["identity"], lessons, imitate["alternatives"]]
+        identity = ["memory", 2, self.teacher()["identity"], lessons, imitate["alternatives"]]
         return self.job("memory", "bench_imitation_jobs:memory", {"train": train, "imitate": imitate}, identity)
 
     def final(self, architecture: Any, epochs: int, seed: int) -> Job:

@@ -46,6 +46,7 @@ ARROWS = {
     "dry_imitation": {"assembled", "syllabus", "execution", "imitation", "pricing", "review", "search", "dataset"},
     "dry_run": {
         "dry_imitation",
+        "syllabus",
         "climb",
         "jobs",
         "search",
@@ -64,6 +65,7 @@ ARROWS = {
     "syllabus": {"execution", "imitation", "dataset", "cache"},
     "session": {
         "decision",
+        "syllabus",
         "devices",
         "jobs",
         "assembled",

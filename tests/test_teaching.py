@@ -302,6 +302,18 @@ def test_what_fails_for_every_alternative_is_no_fault_of_theirs(lab, reason):
     assert teaching.library.missing(in_turn(own.space)) == []
 
 
+def test_the_last_few_may_all_fail(lab):
+    """Where others have learned before, three that fail alike are dropped, and the search goes on."""
+    own = lab(weights="best.pt", budget="20trials")
+    library = own.run(Workers()).library
+    last = [a for a in in_turn(own.space) if a.module == "RIFormer"]
+    for each in last:
+        library.path(each).unlink()
+    workers = Workers(fate=lambda a: Failed(a.key, "out of memory", 1.0) if a.kind == IMITATE else None)
+    teaching = own.run(workers)
+    assert len(last) >= SAME_FAILURES and all(teaching.dropped(each) == "out of memory" for each in last)
+
+
 def test_an_edited_block_learns_anew(lab, tmp_path):
     own = lab()
     file = tmp_path / "block.py"

@@ -150,7 +150,7 @@ def _learn(job: ImitateJob | AssembleJob, alternatives: Sequence[Alternative], r
             except (MemoryError, torch.OutOfMemoryError):  # already to look at the teacher takes too much
                 if lessons.training.batch == 1:
                     raise
-                lessons = replace(lessons, training=lessons.training.halved())
+                lessons = replace(lessons, training=lessons.training.halved(), first=2 * lessons.first)  # the same images
         course.take(alternatives, lambda lesson: report(asdict(lesson)))
 
 

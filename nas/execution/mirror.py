@@ -46,7 +46,8 @@ class Packed:
 
 @dataclass(frozen=True)
 class Parcel:
-    """An attempt with the paths of its driver, and what it needs; `held` is what the driver has of all that it may write."""
+    """An attempt with the paths of its driver, and what it needs; `held` is what the driver has, or had, of all that it may
+    write."""
 
     attempt: dict[str, Any]
     files: Mapping[str, bytes]
@@ -77,8 +78,8 @@ class Sender:
                     files[str(file)] = file.read_bytes()
                     there[str(file)] = stamp
         files |= {path: Path(path).read_bytes() for path in _named(payload, WRITTEN) if Path(path).is_file()}
-        held = frozenset(str(file) for path in _named(payload, WRITTEN | FOLDERS) for file in _files(path))
-        return Parcel(message, files, self._dataset(payload), held)
+        held = {str(file) for path in _named(payload, WRITTEN | FOLDERS) for file in _files(path)}
+        return Parcel(message, files, self._dataset(payload), frozenset(held | there.keys()))
 
     def deliver(self, attempt: Attempt, host: str, files: Mapping[str, bytes | None]) -> None:
         """Write what an attempt has written on its host, where it was told to; None is a file that is there no more.

@@ -109,12 +109,13 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class WeightsJob:
-    """Try the checkpoint `weights` on the skeleton `model`; `names` are the data's classes."""
+    """Try the checkpoint `weights` on the skeleton `model`; `names` are the data's classes, `left_out` its split."""
 
     model: Mapping[str, Any]
     weights: str
     names: list[str]
     blocks: list[str] = field(default_factory=list)
+    left_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -345,14 +346,17 @@ def _scored(job: TrainJob, seed: int, report: Report, recipe: Recipe, precision:
 
 def try_weights(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)
     """How many of how many tensors a `WeightsJob`'s checkpoint gives to the skeleton, and whether it was trained on other
-    classes, `{transferred, fresh}`; or why it cannot be used, `{fault, cure}`."""
+    classes, or by a search that left this held-out part out, `{transferred, fresh}`; or why it cannot be used, `{fault, cure}`.
+    """
     from nas.errors import InputError  # noqa: PLC0415
     from nas.yolo.weights import check, other_classes, read_weights  # noqa: PLC0415
 
     job = WeightsJob(**payload)
     try:
         given = check(Path(job.weights), _built(job))
-        return {"transferred": given, "fresh": other_classes(read_weights(Path(job.weights)), job.names) is not None}
+        model = read_weights(Path(job.weights))
+        left_out = job.left_out is not None and getattr(model, "left_out", None) == job.left_out
+        return {"transferred": given, "fresh": left_out or other_classes(model, job.names) is not None}
     except InputError as error:
         return {"fault": error.message, "cure": error.hint}
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from nas.imitation.alternatives import Alternative, rows_of
 from nas.imitation.assemble import Assembler
 from nas.imitation.channels import widths_of
-from nas.imitation.judge import Before, Judge, Rise
+from nas.imitation.judge import Judge, Rise
 from nas.imitation.learn import FLOOR, Lesson, Lessons, Round, Student, errors_of
 from nas.imitation.library import Entry, Library, facts_of
 from nas.imitation.norms import settle_norms
@@ -168,12 +169,9 @@ class Course:
         if not students:
             return []
         going = []
-        errors = zip(students, errors_of(self._teacher, students, self._held_out), strict=True)
-        before = self._judge.before(0)
-        for student, error in sorted(errors, key=lambda pair: pair[0].alternative.layer):
-            if before.first != student.alternative.layer:
-                before = self._judge.before(student.alternative.layer)
-            entry = self._entry(student, error, before)
+        errors = dict(zip(map(id, students), errors_of(self._teacher, students, self._held_out), strict=True))
+        for student, rise in self._rises(students, lambda s: not s.dropped and math.isfinite(errors[id(s)])):
+            entry = self._entry(student, errors[id(student)], rise)
             if entry.dropped and not student.rounds:  # what it begins with may be out of bounds, and learning mend it
                 going.append(student)
                 continue
@@ -187,34 +185,39 @@ class Course:
                 going.append(student)
         return going
 
-    def _entry(self, student: Student, error: float, before: Before) -> Entry:
+    def _entry(self, student: Student, error: float, rise: Rise | None) -> Entry:
         layer, row = student.alternative.layer, list(student.alternative.row)
         entry = Entry(layer, row, epochs=sum(self._lessons.rounds[: student.rounds]))
         start = student.start
         entry = replace(entry, start=start.name, drawn=_finite(start.drawn), began=_finite(start.error))
-        if student.dropped or not math.isfinite(error):
+        if rise is None:
             return replace(entry, dropped=student.dropped or "its output is not finite")
-        rise = self._rise(student, before)
         if not math.isfinite(rise.mean):
             return replace(entry, dropped="the loss with it is not finite")
         loss = float(self._judge.own.mean())
         return replace(entry, error=error, rise=rise.mean, low=rise.low, high=rise.high, loss=loss)
 
-    def _rise(self, student: Student, before: Before) -> Rise:
-        """What a student costs in the teacher's place, who is the same before it."""
+    def _rises(self, students: Sequence[Student], sound: Callable[[Student], bool]) -> Iterator[tuple[Student, Rise | None]]:
+        """What each costs in the teacher's place, slot by slot; None of those that are not sound."""
+
+        def slot(student: Student) -> int:
+            return student.alternative.layer
+
+        for layer, beside in groupby(sorted(students, key=slot), slot):
+            group = list(beside)
+            rises = iter(self._judge.rises([self._tail(student) for student in group if sound(student)], layer))
+            yield from ((student, next(rises) if sound(student) else None) for student in group)
+
+    def _tail(self, student: Student) -> list[nn.Module]:
+        """The layers of the teacher with a student in its place, from that on."""
         layer, layers = student.alternative.layer, self._teacher.model
-        own = layers[layer]
         if is_whole(student.index.cpu(), self._channels[layer]):  # nobody else changes: the teacher with another layer
             for name in ("i", "f", "type"):
-                setattr(student.module, name, getattr(own, name))
-            layers[layer] = student.module
-            try:
-                return self._judge.rise(self._teacher, before)
-            finally:
-                layers[layer] = own
+                setattr(student.module, name, getattr(layers[layer], name))
+            return [student.module, *layers[layer + 1 :]]
         self._place[student.alternative.key] = _tensors(student)
         try:
-            return self._judge.rise(self._assembler.assemble(self._replaced(student.alternative)).model, before)
+            return list(self._assembler.assemble(self._replaced(student.alternative)).model.model[layer:])
         finally:
             del self._place[student.alternative.key]
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.training.augment import Augmentation, Batches, generator_of
 from nas.yolo.criterion import Batch, Criterion
 from nas.yolo.decode import Images
-from nas.yolo.slot import predictions_from, read_from
+from nas.yolo.slot import predictions_of, read_from
 
 BOOTSTRAPS = 1000
 Losses = npt.NDArray[np.float64]
@@ -26,14 +27,6 @@ class Rise:
     mean: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Before:
-    """Of each batch of images what a model's layers from `first` on read of those before."""
-
-    first: int
-    known: list[dict[int, Any]]
 
 
 class Judge:
@@ -53,31 +46,31 @@ class Judge:
         self._batches = [batches.make(part, Augmentation(), generator_of(0)) for part in parts]
         self._criterion = Criterion(teacher, epochs=1)
         self._teacher, self._device = teacher, device
-        self.own = self.losses(teacher, self.before(0))
+        self.own = self.losses([teacher.model], 0)[0]
 
     @torch.no_grad()
-    def before(self, first: int) -> Before:
-        """What the teacher's layers before `first` make of the images: computed once for all that differ only from there on."""
-        return Before(first, [read_from(self._teacher.eval(), first, batch["img"]) for batch in self._batches])
-
-    @torch.no_grad()
-    def losses(self, model: Any, before: Before) -> Losses:
-        """The loss of each image, with the model's running statistics."""
-        model.to(self._device, memory_format=torch.channels_last)
-        found = []
-        for batch, known in zip(self._batches, before.known, strict=True):
-            predictions = predictions_from(model, before.first, known)
-            parts = ((_part(predictions, i), _image(batch, i)) for i in range(len(batch["img"])))
-            found += [self._criterion(*part) for part in parts]
-        return torch.stack(found).double().cpu().numpy()
-
-    def rise(self, model: Any, before: Before) -> Rise:
-        """How much worse than the teacher a model is, image by image. Not finite where its loss is not.
+    def losses(self, tails: Sequence[Sequence[nn.Module]], first: int) -> list[Losses]:
+        """The loss of each image with the running statistics, of networks that are the teacher up to layer `first`: what it
+        makes of the images is computed once for all of them.
 
         Args:
-            before: up to where it is the teacher.
+            tails: their other layers, which tell what they read as the teacher's do.
         """
-        return rise_of(self.losses(model, before) - self.own)
+        found: list[list[Tensor]] = [[] for _ in tails]
+        for tail in tails:
+            for layer in tail:
+                layer.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for batch in self._batches:
+            known = read_from(self._teacher.eval(), first, batch["img"])
+            for losses, tail in zip(found, tails, strict=True):
+                predictions = predictions_of(tail, self._teacher.save, known)
+                parts = ((_part(predictions, i), _image(batch, i)) for i in range(len(batch["img"])))
+                losses += [self._criterion(*part) for part in parts]
+        return [torch.stack(losses).double().cpu().numpy() for losses in found]
+
+    def rises(self, tails: Sequence[Sequence[nn.Module]], first: int) -> list[Rise]:
+        """How much worse than the teacher each is, image by image. Not finite where its loss is not."""
+        return [rise_of(losses - self.own) for losses in self.losses(tails, first)]
 
 
 def rise_of(changes: Losses) -> Rise:

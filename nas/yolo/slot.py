@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,36 +95,37 @@ def before_activation(layer: nn.Module, x: Tensor, channels: int) -> Tensor | No
 def read_from(model: Any, first: int, images: Tensor) -> dict[int, Any]:
     """What the layers from `first` on read of those before, by layer; the images as those of layer -1."""
     wanted = {source for layer in model.model[first:] for source in _sources(layer) if source < first}
-    outputs = _run(model, model.model[:first], {-1: images})
+    outputs = _run(model.model[:first], model.save, {-1: images})
     return {source: outputs[source] for source in wanted}
 
 
 def predictions_with_fixed_norms(model: Any, images: Tensor) -> Any:
     """What the loss reads, computed with the running statistics: the head's training output of a model in eval mode."""
-    return predictions_from(model, 0, {-1: images})
+    return predictions_of(model.model, model.save, {-1: images})
 
 
-def predictions_from(model: Any, first: int, known: Mapping[int, Any]) -> Any:
-    """Likewise by its layers from `first` on, given what they read of those before (see `read_from`)."""
-    head = model.model[-1]
+def predictions_of(layers: Sequence[Any], save: Collection[int], known: Mapping[int, Any]) -> Any:
+    """Likewise of a model's last layers, given what they read of those before (see `read_from`); `save` is the model's."""
+    head = layers[-1]
     marked = [head, *([head.proto] if hasattr(head, "proto") else [])]
-    model.eval()
+    for layer in layers:
+        layer.eval()
     for module in marked:
         module.training = True
     try:
-        return _run(model, model.model[first:], known)[head.i]
+        return _run(layers, save, known)[head.i]
     finally:
         for module in marked:
             module.training = False
 
 
-def _run(model: Any, layers: Any, known: Mapping[int, Any]) -> dict[int, Any]:
+def _run(layers: Iterable[Any], save: Collection[int], known: Mapping[int, Any]) -> dict[int, Any]:
     """Outputs by layer, of those that another one than the next reads, and of the last."""
     outputs = dict(known)
     for layer in layers:
         read = [outputs[source] for source in _sources(layer)]
         outputs[layer.i] = layer(read[0] if isinstance(layer.f, int) else read)
-        if layer.i - 1 not in model.save:
+        if layer.i - 1 not in save:
             outputs.pop(layer.i - 1, None)
     return outputs
 

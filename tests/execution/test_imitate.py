@@ -112,6 +112,8 @@ def test_a_teacher_that_has_left_out_this_split_says_so(tmp_path: Path, monkeypa
     given = ((keep, "data 0.05 3"), (keep, "data 0.05 4"), (keep, None), (base["teacher"], "data 0.05 3"))
     told = [meet({**base, "teacher": path, "left_out": split}, 0, silent)["left_out"] for path, split in given]
     assert told == [True, False, False, False]
+    tried = [work.WeightsJob(base["skeleton"], path, base["names"], left_out=split) for path, split in given]
+    assert [work.try_weights(asdict(job), 0, silent)["fresh"] for job in tried] == told
     assert YOLO(keep).model.names == dict(enumerate(base["names"]))  # and Ultralytics takes no offence
 
 

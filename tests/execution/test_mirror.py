@@ -118,6 +118,11 @@ def test_what_a_lost_attempt_has_finished_comes_back_with_the_next(tmp_path: Pat
     again = Receiver(there, store.__getitem__)
     again.accept(sender.parcel(attempt, "there"))
     assert again.returned(attempt.payload) == {str(library / "learned"): b"learned"}
+    (library / "known").unlink()  # what the driver removes is not brought back to it
+    third = Receiver(there, store.__getitem__)
+    sender.deliver(attempt, "there", {str(library / "learned"): b"learned"})
+    third.accept(sender.parcel(attempt, "there"))
+    assert third.returned(attempt.payload) == {}
 
 
 def test_a_tail(tmp_path: Path) -> None:

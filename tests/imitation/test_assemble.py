@@ -15,7 +15,7 @@ from nas.space.reader import find_space, read_space
 from nas.space.skeleton import read_skeleton
 from nas.training.augment import Augmentation, Batches, generator_of
 from nas.yolo.build import build
-from nas.yolo.slot import build_layer, output_channels, predictions_from, predictions_with_fixed_norms, read_from
+from nas.yolo.slot import build_layer, output_channels, predictions_of, predictions_with_fixed_norms, read_from
 
 from .conftest import draw, trained
 
@@ -62,7 +62,7 @@ def test_a_model_goes_on_from_any_layer(name: str) -> None:
         for module in marked:
             module.training = False
         for first in range(len(teacher.model)):
-            found = predictions_from(teacher, first, read_from(teacher, first, x))
+            found = predictions_of(teacher.model[first:], teacher.save, read_from(teacher, first, x))
             parts = [part for n, value in sorted(found.items()) for part in logits(value) if n != "feats"]
             assert len(parts) == len(own) > 1 and all(map(torch.equal, parts, own))
 

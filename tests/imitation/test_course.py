@@ -97,7 +97,7 @@ def test_the_teachers_own_block_has_nothing_to_learn() -> None:
     state = teacher.model.state_dict()
     assert all(torch.equal(t, state[n]) for n, t in made.state_dict().items())
     judge = Judge(teacher.model, draw(8, 64, 1), CPU, 4, 8)
-    rise = judge.rise(made, judge.before(0))
+    rise = judge.rises([made.model], 0)[0]
     assert (rise.mean, rise.low, rise.high) == (0.0, 0.0, 0.0)
 
 
@@ -214,7 +214,7 @@ def test_a_rise_is_that_of_the_assembled_network(folder: Path) -> None:
         rows[each.layer] = list(each.row)
         split = len(yaml["backbone"])
         made = assembler_of(yaml, teacher.model, folder).assemble({**yaml, "backbone": rows[:split], "head": rows[split:]})
-        entry, rise = library.get(each), judge.rise(made.model, judge.before(0))
+        entry, rise = library.get(each), judge.rises([made.model.model], 0)[0]
         assert entry is not None
         assert (entry.rise, entry.low, entry.high) == pytest.approx((rise.mean, rise.low, rise.high), rel=1e-4, abs=1e-6)
 
