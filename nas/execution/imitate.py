@@ -74,9 +74,8 @@ class AssembleJob(TeacherJob):
 
 def meet(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, Any]:  # noqa: ARG001  (as all kinds of work)
     """The teacher of a `TeacherJob`: its `digest`, `map` and `map50` on the held-out part, and whether it is known not to have
-    seen that, `left_out`; `{shortfall, fresh}` where the
-    checkpoint can only start a teacher's training, `fresh` if it was trained on other classes; `{fault, cure}` where it is good
-    for nothing."""
+    seen that, `left_out`; `{shortfall, fresh}` where the checkpoint can only start a teacher's training, `fresh` if it was
+    trained on other classes; `{fault, cure}` where it is good for nothing."""
     import torch  # noqa: PLC0415  (workers only)
 
     from nas.errors import InputError  # noqa: PLC0415

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
 from nas.space.architecture import Architecture, Placement, model_yaml
@@ -63,22 +62,3 @@ def differences(yaml: Mapping[str, Any], skeleton: Mapping[str, Any]) -> list[Al
     """The alternatives that an architecture's model YAML holds, by layer."""
     pairs = enumerate(zip(rows_of(yaml), rows_of(skeleton), strict=True))
     return [Alternative(layer, tuple(row)) for layer, (row, own) in pairs if list(row) != list(own)]
-
-
-def groups(alternatives: Sequence[Alternative], count: int) -> list[list[Alternative]]:
-    """About `count` groups of whole slots, neighbours together, with about equally many alternatives.
-
-    The teacher runs once for a group, and only as far as the group's last slot.
-    """
-    goal = len(alternatives) / max(count, 1)
-    found: list[list[Alternative]] = [[]]
-    for slot in _by_slot(alternatives):
-        if found[-1] and len(found) < count and len(found[-1]) + len(slot) / 2 > goal:
-            found.append([])
-        found[-1] += slot
-    return [group for group in found if group]
-
-
-def _by_slot(alternatives: Sequence[Alternative]) -> Iterator[list[Alternative]]:
-    ordered = sorted(alternatives, key=lambda a: a.layer)
-    return (list(slot) for _, slot in groupby(ordered, key=lambda a: a.layer))

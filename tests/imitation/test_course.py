@@ -13,7 +13,7 @@ from torch import nn
 
 from nas.imitation import course as course_module
 from nas.imitation import learn
-from nas.imitation.alternatives import Alternative, alternative_of, groups, rows_of
+from nas.imitation.alternatives import Alternative, alternative_of, rows_of
 from nas.imitation.assemble import Assembler, assembler_of
 from nas.imitation.channels import Widths
 from nas.imitation.course import Course
@@ -235,13 +235,3 @@ def test_a_solved_stem_is_the_least_squares() -> None:
         assert float((got - goal).square().mean() / goal.var()) < 1e-3
     own = before_activation(teacher.model.model[4], seen[0], 128)
     assert own is not None and torch.allclose(nn.functional.silu(own), seen[1], atol=1e-4)
-
-
-def test_groups_are_whole_neighbouring_slots() -> None:
-    many = [alternative(slot, block) for slot in ("backbone.P3", "backbone.P4", "backbone.P5") for block in ("repvit", "irmb")]
-    assert [[a.layer for a in group] for group in groups(many[::-1], 1)] == [[4, 4, 6, 6, 8, 8]]
-    for count in (2, 3, 9):
-        found = groups(many, count)
-        assert sorted(a.key for group in found for a in group) == sorted(a.key for a in many)
-        assert len(found) == min(count, 3)
-        assert len({a.layer for group in found for a in group}) == sum(len({a.layer for a in group}) for group in found)
