@@ -386,14 +386,14 @@ def test_wrong_arguments_of_a_users_row_name_the_layer(blocks: Path) -> None:
 
 
 def test_a_users_block_may_stand_in_the_skeleton_itself(blocks: Path, tmp_path: Path) -> None:
-    from nas.api import _admit
+    from nas.asked import admit_blocks
 
     written(tmp_path / "mine.yaml", json.dumps(model(blocks)))
     space = written(tmp_path / "space.yaml", "skeleton: mine.yaml\nslots: {backbone.P5: {block: [keep, repvit]}}\n")
-    _admit([CATALOG["my_block"]], read_space(space))
+    admit_blocks([CATALOG["my_block"]], read_space(space))
     space = written(tmp_path / "space.yaml", "skeleton: yolo11n.yaml\nslots: {backbone.P5: {block: [keep, repvit]}}\n")
     with pytest.raises(InputError, match=r"no slot of .* may hold a block of my_blocks.py"):
-        _admit([CATALOG["my_block"]], read_space(space))
+        admit_blocks([CATALOG["my_block"]], read_space(space))
 
 
 def test_a_checkpoint_holds_a_users_block_without_its_class(blocks: Path, tmp_path: Path) -> None:
