@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 EVERY_SECONDS = 5.0
 
@@ -25,6 +26,24 @@ def beat() -> None:
         return
     _Heart.told = time.monotonic()
     _Heart.listener()
+
+
+@contextmanager
+def locked(path: str | Path, waiting: Callable[[], None] = beat) -> Iterator[None]:
+    """Hold the lock file of `path`, `PATH.lock`. Who waits for it beats: whoever has it may be about something long."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415  (workers only)
+
+    lock = FileLock(f"{path}.lock")
+    while True:
+        try:
+            lock.acquire(timeout=EVERY_SECONDS)
+            break
+        except Timeout:
+            waiting()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -1,14 +1,17 @@
-"""How many alternatives learn together next, so that imitation keeps to its share of the budget. No torch."""
+"""How many alternatives learn together next, and when they are stopped, so that imitation keeps to its share of the budget.
+No torch."""
 
 from __future__ import annotations
 
 import math
 
 GROUP, FIRST_GROUP = 24, 4  # alternatives that learn together, at most, and before it is known what one costs
+OVER = 0.25  # of its time that imitation may take more than that, for what has begun to end well
 
 
 class Pace:
-    """How many alternatives learn together next, so that the phase keeps to its time: a group that began cannot be cut.
+    """How many alternatives learn together next, so that the phase keeps to its time: a group that is stopped loses what its
+    round had learned.
 
     Args:
         seconds: device seconds that the phase may take.
@@ -19,6 +22,7 @@ class Pace:
 
     def __init__(self, seconds: float, workers: int, used: float, each: float = 0.0) -> None:
         self._left, self._workers, self._before = seconds - used, workers, each
+        self._most = (1 + OVER) * seconds - used
         self._under_way = self._learned = 0
         self._cost = 0.0
 
@@ -31,6 +35,10 @@ class Pace:
     def over(self) -> bool:
         """Whether the time is used up."""
         return self._left <= 0
+
+    def overrun(self, under_way: float) -> bool:
+        """Whether those that learn now, for so many device seconds together, are to be stopped."""
+        return under_way > self._most
 
     def group(self) -> int:
         """How many may begin now; 0 where there is no time for one, as far as is known by now. The first ones show what one
@@ -52,6 +60,7 @@ class Pace:
         """So many have learned, or failed, at that many device seconds."""
         self._under_way -= count
         self._left -= cost
+        self._most -= cost
         if learned:
             self._learned += count
             self._cost += cost

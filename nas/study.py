@@ -28,6 +28,7 @@ from nas.pricing import POLL_SECONDS, Priced, Prices, Unpriced
 from nas.proposals import Proposals
 from nas.review.progress import Status
 from nas.room import Room
+from nas.runs.folder import resume_command
 from nas.runs.ledger import Ledger
 from nas.runs.store import Entry, Store
 from nas.runs.trials import PostMortem, TrialFolders
@@ -364,7 +365,7 @@ class Study:
         elif disk_full(event):
             self._store.charge(number, self._ledger.cost(event.seconds), "stopped: disk full")
             what = f"trial {number} found no room on the disk: {event.reason}"
-            self._hopeless = StoppedError(what, f"make room, then: nas search --resume {self._folders.folder(0).parents[1]}")
+            self._hopeless = StoppedError(what, f"make room, then: {resume_command(self._folders.folder(0).parents[1])}")
         else:
             self._died(step, event)
         self._record()

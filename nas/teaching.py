@@ -7,33 +7,30 @@ architecture first needs it. Blocks lie in a library in the cache, so a second s
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nas.config import RunConfig
 from nas.dataset.description import Dataset
+from nas.errands import Errands, Jobs
 from nas.errors import StartError, StoppedError
-from nas.execution.executor import Attempt, Event, Executor, Failed, Lost, Progress, Result
-from nas.execution.imitate import IMITATE, MEET, ImitateJob
+from nas.execution.decode import DECODE
+from nas.execution.executor import Executor
+from nas.execution.imitate import MEET
 from nas.execution.work import TRAIN
+from nas.groups import Groups
 from nas.imitation.alternatives import Alternative
 from nas.imitation.library import Library
 from nas.jobs import training_job
 from nas.pace import Pace
-from nas.post_mortem import class_of, disk_full
-from nas.pricing import POLL_SECONDS, Pricing
-from nas.runs.folder import resume_command
+from nas.pricing import Pricing
 from nas.runs.ledger import Ledger
 from nas.runs.store import Store
 from nas.seeding import additive_members
-from nas.seeds import derive
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.search_space import SearchSpace
 from nas.syllabus import (
@@ -50,8 +47,6 @@ from nas.syllabus import (
 log = logging.getLogger("nas")
 
 SLACK, SLACK_AN_IMAGE = 60.0, 0.02  # seconds that a worker may take to begin its first epoch, and to decode an image
-TRIES = 3
-SAME_FAILURES = 3  # alternatives that fail alike, each on its own, before one has learned: going on is of no use
 
 
 class Teaching:
@@ -76,15 +71,11 @@ class Teaching:
         say: Callable[[str], None],
     ) -> None:
         self._config, self._space, self._dataset, self._folder = config, space, dataset, folder
-        self._store, self._ledger, self._executor, self._say = store, ledger, executor, say
+        self._store, self._ledger, self._say = store, ledger, say
+        self._errands = Errands(store, ledger, executor, folder, config.seed)
         train = training_job(config, dataset, blocks)
         self._train = replace(train, left_out=split_name(dataset, train))
-        self._charged: dict[str, float] = {}
         self._met: dict[str, dict[str, Any]] = {}
-        self._failures: dict[str, str] | None = {}  # key -> how it failed; None once an alternative has learned
-        self._keys = itertools.count()
-        self._wait: Callable[[str], None] = lambda _: None
-        self._stopping: Callable[[], bool] = lambda: False
 
     @property
     def library(self) -> Library:
@@ -98,7 +89,7 @@ class Teaching:
         Raises:
             StartError, StoppedError: see `run`.
         """
-        self._wait, start = wait, self._config.weights
+        self._errands.wait, start = wait, self._config.weights
         if start is not None and "shortfall" not in self._meet(start):
             return True
         least = worthwhile_epochs(self._config.epochs)
@@ -116,7 +107,7 @@ class Teaching:
             StartError: the checkpoint is no teacher and can start none; there are no images; the teacher finds nothing.
             StoppedError: the budget ends before the teacher is trained, or the work fails.
         """
-        self._wait, self._stopping = wait, stopping
+        self._errands.wait, self._errands.stopping = wait, stopping
         if self._store.fact("teacher") is None:
             self._teach()
         if self._store.fact("teacher") is not None and not stopping() and not self._ledger.exhausted(()):
@@ -176,7 +167,7 @@ class Teaching:
             state = str(self._folder / "teacher.safetensors")
             job = replace(self._train, model=self._skeleton, rungs=[epochs], until=None, weights=start, state=state, keep=kept)
             job = replace(job, left_out=None) if self.has_seen_all else job
-            if self._done("teach", [(TRAIN, asdict(job))]) is None:
+            if self._errands.done("teach", Jobs([(TRAIN, asdict(job))])) is None:
                 return
         try:
             told = self._meet(kept)
@@ -210,7 +201,9 @@ class Teaching:
             # what `seconds` of a worker cost of the budget, turned round; beside its epoch a worker begins and scores
             fit = TEACH_SHARE * budget.amount / (1.0 if budget.kind == "wall" else self._ledger.cost(1.0)) / least
             slack = SLACK + SLACK_AN_IMAGE * len(self._dataset.train)
-            told = self._done("teach", [(TRAIN, asdict(job))], most=math.inf if least == 1 else fit + slack)
+            if least > 1 and not self._errands.done("teach", Jobs([(DECODE, asdict(job))])):  # whoever comes first would
+                return None
+            told = self._errands.done("teach", Jobs([(TRAIN, asdict(job))], most=math.inf if least == 1 else fit + slack))
             if not told:
                 return None
             seconds = told[0]["seconds"]
@@ -219,7 +212,7 @@ class Teaching:
 
     def _meet(self, path: str) -> dict[str, Any]:
         if path not in self._met:
-            told = self._done("teach", [(MEET, asdict(teacher_job(self._train, self._skeleton, path)))])
+            told = self._errands.done("teach", Jobs([(MEET, asdict(teacher_job(self._train, self._skeleton, path)))]))
             if told is None:
                 return {}
             self._met[path] = told[0]
@@ -238,13 +231,14 @@ class Teaching:
         self._store.put_fact("library", str(library.folder))
         failed, missing = self._store.fact("dropped") or {}, library.missing(wanted)
         todo = [each for each in missing if each.key not in failed]
-        self._failures = {} if len(missing) == len(wanted) else None
         self._say(
             f"library: {len(wanted) - len(todo):,} of {len(wanted):,} alternatives have learned already ({library.folder.name})"
         )
         each = self._store.fact("alternative_seconds") or 0.0
         pace = Pace(self._imitation_seconds(), self._config.workers, self._store.seconds("imitate"), each)
-        self._done("imitate", self._groups(todo, pace), pace)
+        untried = len(missing) == len(wanted)
+        groups = Groups(todo, pace, self.job(), library, self._store, self._ledger, self._folder, untried=untried)
+        self._errands.done("imitate", groups)
         self._store.put_fact("learning", [])
         learned = [entry for a in wanted if (entry := library.get(a)) is not None]
         for entry in learned:
@@ -261,135 +255,7 @@ class Teaching:
             return math.inf
         return IMITATE_SHARE * budget.amount * (self._ledger.cost(self._config.workers) if budget.kind == "wall" else 1)
 
-    def _groups(self, todo: Sequence[Alternative], pace: Pace) -> Callable[[], tuple[str, Mapping[str, Any]] | None]:
-        """Makes a job for a group when it is to begin: first what an earlier session was about, whose learning lies on disk,
-        then as many alternatives as the phase has time for by then."""
-        by_key, folder = {each.key: each for each in todo}, str(self.library.folder)
-        begun = [[by_key.pop(key) for key in keys if key in by_key] for keys in self._store.fact("learning") or []]
-        groups, left = deque(group for group in begun if group), deque(by_key.values())
-
-        def make() -> tuple[str, Mapping[str, Any]] | None:
-            size = min(pace.group(), len(left))
-            group = groups.popleft() if groups and not pace.over else [left.popleft() for _ in range(size)]
-            plain = [each.plain() for each in group]
-            return (IMITATE, asdict(ImitateJob(**self.job(), alternatives=plain, library=folder))) if plain else None
-
-        return make
-
-    def _done(
-        self,
-        phase: str,
-        jobs: Sequence[tuple[str, Mapping[str, Any]]] | Callable[[], tuple[str, Mapping[str, Any]] | None],
-        pace: Pace | None = None,
-        most: float = math.inf,
-    ) -> list[dict[str, Any]] | None:
-        """Run jobs side by side and return their results; None where somebody asked to stop. Lost ones are tried again.
-
-        Args:
-            jobs: all of them, or what makes the next one when a worker is free; None where there is no time for one beside
-                those that run.
-            pace: of jobs of imitation. What is left when their time is over stays undone.
-            most: seconds after which a job is stopped; it has no result then.
-        """
-        make = jobs if callable(jobs) else partial(next, iter(jobs), None)
-        again: list[tuple[str, Mapping[str, Any], int]] = []
-        running: dict[str, tuple[str, Mapping[str, Any], int]] = {}
-        results: list[dict[str, Any]] = []
-        while True:
-            if pace is not None and pace.over:
-                again.clear()
-            while self._executor.free > 0 and not self._stopping():
-                new = None if again else make()
-                job = again.pop(0) if again else new and (*new, 1)
-                if not job:
-                    break
-                attempt = Attempt(f"{phase}{next(self._keys)}", job[0], job[1], derive(self._config.seed, 0, phase))
-                running[attempt.key] = job
-                if pace is not None:
-                    pace.begun(len(job[1]["alternatives"]))
-                    self._remember(running)
-                self._executor.start(attempt)
-            if not running and (self._executor.free or self._stopping()):
-                break
-            self._wait(phase)
-            if self._ledger.exhausted(()):
-                for key in running:
-                    self._charge(phase, key, self._executor.stop(key))
-                hint = f"give more, for example: {resume_command(self._folder)} --add-budget 1h; or search anew --from-scratch"
-                raise StoppedError(f"the budget ended in the phase '{phase}'", hint)
-            for event in self._executor.poll(POLL_SECONDS):
-                if event.key not in running:
-                    continue
-                self._charge(phase, event.key, event.seconds)
-                if isinstance(event, Progress):
-                    if event.seconds > most:
-                        self._charge(phase, event.key, self._executor.stop(event.key))
-                        running.pop(event.key)
-                    continue
-                kind, payload, count = running.pop(event.key)
-                if pace is not None:
-                    pace.ended(len(payload["alternatives"]), self._ledger.cost(event.seconds), isinstance(event, Result))
-                    self._store.put_fact("alternative_seconds", pace.each)
-                    self._remember(running)
-                if isinstance(event, Failed | Lost) and disk_full(event):
-                    raise StoppedError(
-                        f"the phase '{phase}' found no room on the disk: {event.reason}",
-                        f"make room, then: {resume_command(self._folder)}",
-                    )
-                if isinstance(event, Lost) and count < TRIES:
-                    log.warning("%s: lost (%s): tried again", phase, event.reason)
-                    again.insert(0, (kind, payload, count + 1))
-                elif kind == IMITATE and not isinstance(event, Result):
-                    again[:0] = [(kind, part, 1) for part in self._halved(payload, event)]
-                else:
-                    self._failures = None if kind == IMITATE else self._failures
-                    results.append(self._result(phase, event))
-        return None if self._stopping() else results
-
-    def _remember(self, running: Mapping[str, tuple[str, Mapping[str, Any], int]]) -> None:
-        """Which groups learn now: after a kill the same ones go on, since what they have learned is known by the group."""
-        groups = [[Alternative.of(plain).key for plain in payload["alternatives"]] for _, payload, _ in running.values()]
-        self._store.put_fact("learning", groups)
-
-    def _halved(self, payload: Mapping[str, Any], event: Failed | Lost) -> list[dict[str, Any]]:
-        """What is left of a group whose work failed, in two parts; an alternative that fails alone is dropped."""
-        left = self.library.missing(Alternative.of(plain) for plain in payload["alternatives"])
-        reason = event.reason
-        if len(left) == 1:
-            self._count_failure(left[0].key, event)
-            self._store.put_fact("dropped", {**(self._store.fact("dropped") or {}), left[0].key: reason})
-            log.warning("layer %d: %s was dropped: %s", left[0].layer, left[0].module, reason)
-            return []
-        log.warning("imitate: %s: %d alternatives are tried in two parts", reason, len(left))
-        parts = left[: len(left) // 2], left[len(left) // 2 :]
-        return [{**payload, "alternatives": [each.plain() for each in part]} for part in parts if part]
-
-    def _count_failure(self, key: str, event: Failed | Lost) -> None:
-        """Whose fault is it? Where all that learn fail alike, not theirs: then none of them is dropped. Raises StoppedError."""
-        if self._failures is None:
-            return
-        kind = class_of(event)
-        self._failures[key] = event.reason if kind == "failed" else kind
-        if len(self._failures) >= SAME_FAILURES and len(set(self._failures.values())) == 1:
-            dropped = self._store.fact("dropped") or {}
-            self._store.put_fact("dropped", {k: why for k, why in dropped.items() if k not in self._failures})
-            what = f"the first {len(self._failures)} alternatives that were to learn failed alike: {event.reason}"
-            raise StoppedError(what, f"see {self._folder / 'workers'}; then: {resume_command(self._folder)}")
-
     def dropped(self, alternative: Alternative) -> str:
         """Why no architecture may hold an alternative; empty where it may."""
         entry = self.library.get(alternative)
         return entry.dropped if entry is not None else (self._store.fact("dropped") or {}).get(alternative.key, "")
-
-    def _result(self, phase: str, event: Event) -> dict[str, Any]:
-        if not isinstance(event, Result):
-            reason = getattr(event, "reason", "")
-            raise StoppedError(f"the phase '{phase}' failed: {reason}", f"see {self._folder / 'workers'}")
-        if "fault" in event.data:
-            raise StartError(event.data["fault"], event.data["cure"])
-        return dict(event.data)
-
-    def _charge(self, phase: str, key: str, seconds: float) -> None:
-        """What an attempt has used since the last time."""
-        self._store.add_seconds(**{phase: self._ledger.cost(max(0.0, seconds - self._charged.get(key, 0.0)))})
-        self._charged[key] = seconds

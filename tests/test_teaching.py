@@ -17,11 +17,14 @@ from safetensors.numpy import save_file
 from nas.assembled import AssembledJobs
 from nas.config import Budget, RunConfig
 from nas.dataset.description import Dataset
+from nas.errands import TRIES
 from nas.errors import StartError, StoppedError
+from nas.execution.decode import DECODE
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
 from nas.execution.imitate import ASSEMBLE, IMITATE, MEET, TUNE
 from nas.execution.validate import VALIDATE
 from nas.execution.work import TRAIN
+from nas.groups import SAME_FAILURES
 from nas.imitation.alternatives import Alternative, alternative_of, alternatives_of
 from nas.imitation.library import Entry, Library, facts_of
 from nas.jobs import Step, training_job
@@ -34,7 +37,7 @@ from nas.seeding import additive_members
 from nas.space.architecture import Architecture, model_yaml
 from nas.space.reader import read_space
 from nas.syllabus import in_turn, library_of
-from nas.teaching import SAME_FAILURES, SLACK, TRIES, Teaching
+from nas.teaching import SLACK, Teaching
 
 SPACE = """
 skeleton: yolo11n.yaml
@@ -87,6 +90,8 @@ class Workers:
             return told
         if told is not None:
             return Result(attempt.key, told, 1.0)
+        if attempt.kind == DECODE:
+            return Result(attempt.key, {"images": 1}, 1.0)
         if attempt.kind == MEET:
             return Result(attempt.key, self.met, 1.0)
         if attempt.kind == TRAIN:
@@ -208,7 +213,7 @@ def test_a_budget_of_time_imitates_where_it_buys_a_teacher(lab, seconds, weights
     assert own.teaching(workers).pays(own.phases.append) is pays
     assert [a.payload["rungs"][0] for a in workers.started if a.kind == TRAIN] == trained
     assert own.phases and (bool(own.said) is bool(trained))
-    assert own.store.seconds("teach") == seconds * len(trained) + (weights is not None)
+    assert own.store.seconds("teach") == (seconds + 1) * len(trained) + (weights is not None)
     if pays:  # what was found out is not done again, not even by another session
         again = Workers(seconds=seconds)
         again.fate = lambda a: {
@@ -223,8 +228,10 @@ def test_a_budget_of_time_imitates_where_it_buys_a_teacher(lab, seconds, weights
 def test_an_epoch_that_takes_too_long_is_not_waited_for(lab):
     """20 s each are 15 epochs of 300 s; one that takes longer, and what a worker may need to begin it, is cut off."""
     own = lab(imitate=None)
-    assert not own.teaching(Workers(seconds=500.0, sign=20.1 + SLACK)).pays(own.phases.append)
-    assert own.store.seconds("teach") == 20.1 + SLACK and "fewer than 15 epochs" in own.said[-1]
+    workers = Workers(seconds=500.0, sign=20.1 + SLACK)
+    assert not own.teaching(workers).pays(own.phases.append)
+    assert [a.kind for a in workers.started] == [DECODE, TRAIN]  # decoding takes as long as it takes
+    assert own.store.seconds("teach") == 2 * (20.1 + SLACK) and "fewer than 15 epochs" in own.said[-1]
 
 
 @pytest.mark.parametrize("fresh", [True, False])
@@ -359,6 +366,44 @@ def test_imitation_ends_with_its_share_and_the_rest_learns_later(lab):
     left = len(teaching.library.missing(in_turn(own.space)))
     assert left == len(list(in_turn(own.space))) - FIRST_GROUP > 0
     assert f"{left} alternatives are left to learn when an architecture needs them" in own.said
+
+
+def test_groups_that_take_longer_than_its_share_are_stopped(lab):
+    """And the search goes on: there are 1,000 s, 200 of them for imitation, and nobody knew what an alternative takes."""
+    own = lab(weights="best.pt")
+    workers = Workers(seconds=10_000.0, sign=251.0, free=1)
+    own.run(workers)
+    assert workers.kinds() == [MEET, IMITATE]
+    assert own.store.seconds("imitate") == 251.0
+    assert own.store.fact("alternative_seconds") == 251.0 / FIRST_GROUP
+    assert own.store.fact("learning") == [] and not own.store.fact("dropped")
+
+
+def test_what_a_failing_group_has_brought_into_the_library_counts(lab):
+    """Others can learn, so three that fail alike are to blame themselves."""
+    own = lab(weights="best.pt", budget="20trials")
+    good = [a.plain() for a in in_turn(own.space) if a.module == "RepViT"]
+
+    def fate(attempt: Attempt) -> object:
+        group = attempt.payload.get("alternatives", [])
+        for plain in group:
+            if plain in good:
+                learn(Library(Path(attempt.payload["library"])), Alternative.of(plain))
+        return Failed(attempt.key, "worker died", 1.0) if any(plain not in good for plain in group) else None
+
+    teaching = own.run(Workers(fate=fate))
+    bad = [a for a in in_turn(own.space) if a.plain() not in good]
+    assert len(bad) > SAME_FAILURES and all(teaching.dropped(a) == "worker died" for a in bad)
+
+
+@pytest.mark.parametrize(("budget", "more"), [("1000gpu-s", "--add-budget 1gpu-h"), ("1000s", "--add-budget 1h")])
+def test_who_needs_more_budget_is_told_of_the_kind_that_the_run_has(lab, budget, more):
+    own = lab(budget=budget)
+    (own.folder / "blocks").mkdir()
+    own.store.add_seconds(teach=1000.0, wall=1000.0)
+    with pytest.raises(StoppedError) as error:
+        own.run(Workers())
+    assert more in error.value.hint and Budget.parse(budget).plus(Budget.parse(more.split()[1]))
 
 
 @given(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.alive import locked
 from nas.execution.work import Report, images_of
 from nas.seeds import derive
 from nas.space.skeleton import TASKS
@@ -122,7 +123,6 @@ def imitate(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str, 
 def _learn(job: ImitateJob | AssembleJob, alternatives: Sequence[Alternative], report: Report) -> None:
     """Let the library have these. Workers that need the same one wait for each other; whoever teaches it draws alike."""
     import torch  # noqa: PLC0415  (workers only)
-    from filelock import FileLock  # noqa: PLC0415
 
     from nas.imitation.channels import has_widths  # noqa: PLC0415
     from nas.imitation.course import Course  # noqa: PLC0415
@@ -136,7 +136,7 @@ def _learn(job: ImitateJob | AssembleJob, alternatives: Sequence[Alternative], r
     library.folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         for alternative in sorted(library.missing(alternatives), key=lambda each: each.key):  # in one order: no deadlock
-            locks.enter_context(FileLock(library.folder / f"{alternative.key}.lock"))
+            locks.enter_context(locked(library.folder / alternative.key))
         _load_blocks(job)
         fit, held_out, _ = _images(job)
         device = torch.device(job.device)
@@ -188,8 +188,10 @@ def assemble(payload: Mapping[str, Any], seed: int, report: Report) -> dict[str,
     else:
         metrics, before = _scored(model, held_out, nc, device), deepcopy(model.state_dict())
         if rows and metrics.fitness.map < (job.unless or 0.0):
-            again = settled()
-            if again.fitness.map > metrics.fitness.map:
+            again = None
+            with suppress(MemoryError, torch.OutOfMemoryError):  # scoring finds a batch that fits; unsettled it is usable too
+                again = settled()
+            if again is not None and again.fitness.map > metrics.fitness.map:
                 metrics = again
             else:
                 model.load_state_dict(before)

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from nas.alive import locked
 from nas.cache import cache_root
 from nas.dataset.description import read_dataset
 from nas.dataset.labels import label_path
@@ -73,10 +72,11 @@ class Sender:
         payload = message["payload"]
         for path in _named(payload, READ | FOLDERS):
             for file in _files(path):
-                stamp = _stamp(file)
-                if there.get(str(file)) != stamp:
-                    files[str(file)] = file.read_bytes()
-                    there[str(file)] = stamp
+                with suppress(FileNotFoundError):  # a neighbour in the same library is done with it
+                    stamp = _stamp(file)
+                    if there.get(str(file)) != stamp:
+                        files[str(file)] = file.read_bytes()
+                        there[str(file)] = stamp
         files |= {path: Path(path).read_bytes() for path in _named(payload, WRITTEN) if Path(path).is_file()}
         held = {str(file) for path in _named(payload, WRITTEN | FOLDERS) for file in _files(path)}
         return Parcel(message, files, self._dataset(payload), frozenset(held | there.keys()))
@@ -143,7 +143,10 @@ class Receiver:
         Of that only a library stays."""
         after = self._written(payload)
         found: dict[str, bytes | None] = dict.fromkeys(self._before.keys() - after.keys())
-        found |= {name: self._place(name).read_bytes() for name, stamp in after.items() if stamp != self._before.get(name)}
+        for name, stamp in after.items():
+            if stamp != self._before.get(name):
+                with suppress(FileNotFoundError):  # a neighbour in the same library is done with it
+                    found[name] = self._place(name).read_bytes()
         for name in _named(payload, WRITTEN):
             self._place(name).unlink(missing_ok=True)
         return found
@@ -173,14 +176,18 @@ class Receiver:
     def _written(self, payload: Mapping[str, Any]) -> dict[str, Stamp]:
         """The files that an attempt may write, by the driver's paths."""
         files = self._folder / "files"
-        found = (file for name in _named(payload, WRITTEN | FOLDERS) for file in _files(str(self._place(name))))
-        return {f"/{file.relative_to(files)}": _stamp(file) for file in found}
+        found: dict[str, Stamp] = {}
+        for name in _named(payload, WRITTEN | FOLDERS):
+            for file in _files(str(self._place(name))):
+                with suppress(FileNotFoundError):  # a neighbour in the same library is done with it
+                    found[f"/{file.relative_to(files)}"] = _stamp(file)
+        return found
 
     def _unpack(self, packed: Packed) -> Path:
         """The dataset's folder; whoever comes first fills it."""
         folder = self._folder / "data" / packed.digest
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with locked(folder, self._beat):
             if folder.is_dir():
                 return folder
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", ignore_cleanup_errors=True) as beside:
@@ -241,7 +248,8 @@ def _jobs(payload: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _files(name: str) -> Iterator[Path]:
     path = Path(name)
     if path.is_dir():
-        yield from (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".lock")
+        files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".lock")
+        yield from (file for file in files if not file.name.startswith("."))  # those are being written
     elif path.is_file():
         yield path
 

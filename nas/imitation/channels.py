@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
+from nas.alive import beat, locked
 from nas.imitation.alternatives import rows_of
 from nas.training.checkpoint import read_state, write_state
 from nas.yolo.criterion import Batch, Criterion
@@ -51,6 +51,7 @@ def importance_of(teacher: nn.Module, batches: Iterable[Batch]) -> dict[int, Ten
     ]
     try:
         for batch in batches:
+            beat()
             with torch.enable_grad():
                 criterion(predictions_with_fixed_norms(teacher, batch["img"]), batch).backward()  # type: ignore[no-untyped-call]
     finally:
@@ -63,7 +64,7 @@ def widths_of(skeleton: Mapping[str, Any], teacher: nn.Module, folder: Path, bat
     """The widths that all blocks of a library's folder share: measured by whoever comes first, read by everyone else."""
     path = folder / IMPORTANCE
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with locked(path):
         if not path.is_file():
             found = importance_of(teacher, batches)
             write_state(path, {str(layer): importance for layer, importance in found.items()}, {})

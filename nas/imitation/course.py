@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.alive import beat
 from nas.imitation.alternatives import Alternative, rows_of
 from nas.imitation.assemble import Assembler
 from nas.imitation.channels import widths_of
@@ -148,6 +149,7 @@ class Course:
 
         @torch.no_grad()
         def error(module: nn.Module) -> float:
+            beat()
             student = Student(alternative, module.train(), index, scale, Start("", 0.0, 0.0))
             found = sum(float(student.error(x, y)) for x, y in seen) / len(seen)
             return found if math.isfinite(found) else math.inf

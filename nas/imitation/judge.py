@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from nas.alive import beat
 from nas.training.augment import Augmentation, Batches, generator_of
 from nas.yolo.criterion import Batch, Criterion
 from nas.yolo.decode import Images
@@ -63,6 +64,7 @@ class Judge:
         for batch in self._batches:
             known = read_from(self._teacher.eval(), first, batch["img"])
             for losses, tail in zip(found, tails, strict=True):
+                beat()
                 predictions = predictions_of(tail, self._teacher.save, known)
                 parts = ((_part(predictions, i), _image(batch, i)) for i in range(len(batch["img"])))
                 losses += [self._criterion(*part) for part in parts]

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import nn
 
+from nas.alive import locked
 from nas.files import write_whole
 
 GAIN = 0.9  # bfloat16 must take less than this share of the time: it costs a little accuracy
@@ -28,7 +28,7 @@ def training_dtype(device: torch.device, cache: Path) -> torch.dtype:
     path = cache / "precision" / f"{_stamp(device)}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with locked(path):
             with suppress(OSError, ValueError, LookupError, TypeError):  # not there yet, or torn: timed again
                 known = json.loads(path.read_text(encoding="utf-8"))["dtype"]
                 return next(dtype for dtype in CHOICES if str(dtype) == known)

@@ -17,9 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
-from nas.alive import beat
+from nas.alive import beat, locked
 from nas.errors import InputError
 
 VERSION = 1  # part of the cache key: raise it whenever the pixels of the same file would differ
@@ -99,7 +98,7 @@ def decode(
     pixels_file, sizes_file = Path(f"{stem}.npy"), Path(f"{stem}.sizes.npy")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{stem}.lock"):  # the second of two processes waits, then finds the file of the first
+        with locked(stem):  # the second of two processes waits, then finds the file of the first
             if not (pixels_file.exists() and sizes_file.exists()):
                 _write(paths, imgsz, pixels_file, sizes_file)
         pixels = np.load(pixels_file, mmap_mode="r", allow_pickle=False)

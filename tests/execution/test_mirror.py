@@ -134,3 +134,20 @@ def test_a_tail(tmp_path: Path) -> None:
         file.write("after\n")
     assert (tail.more(), tail.more()) == ("after\n", "")
     assert Tail(tmp_path / "none").more() == ""
+
+
+def test_what_a_neighbour_is_writing_does_not_travel(tmp_path: Path, store: Store) -> None:
+    """Two attempts of a host share a library: what one is about may be gone when the other looks at it."""
+    library = tmp_path / "here" / "library"
+    library.mkdir(parents=True)
+    (library / "done").write_bytes(b"done")
+    (library / ".done.7.tmp").write_bytes(b"half")
+    (library / "gone").symlink_to(library / "nowhere")
+    attempt = Attempt("a", "k", {"library": str(library)})
+    there = Receiver(tmp_path / "there", store.__getitem__)
+    parcel = Sender(store.put).parcel(attempt, "there")
+    assert set(parcel.files) == {str(library / "done")}
+    other = Path(there.accept(parcel)["payload"]["library"])
+    (other / ".part.7.tmp").write_bytes(b"half")
+    (other / "new").write_bytes(b"new")
+    assert there.returned(attempt.payload) == {str(library / "new"): b"new"}

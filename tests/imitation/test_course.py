@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from nas.imitation import course as course_module
-from nas.imitation import learn
+from nas.imitation import judge, learn
 from nas.imitation.alternatives import Alternative, alternative_of, rows_of
 from nas.imitation.assemble import Assembler, assembler_of
 from nas.imitation.channels import Widths
@@ -109,6 +110,16 @@ def test_learning_lowers_the_error_and_the_rise(folder: Path) -> None:
         assert one is not None and other is not None and other.error < 0.9 * one.error
         assert other.low <= other.rise <= other.high and other.loss > 0
     assert [lesson.epoch for lesson in seen] == list(range(1, 13)) and seen[-1].error < seen[0].error
+
+
+def test_who_starts_and_judges_gives_signs_of_life(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large images and models that takes minutes an alternative, and whoever is silent for ten is taken to hang."""
+    heard = Counter[str]()
+    for module in (course_module, judge):
+        monkeypatch.setattr(module, "beat", lambda name=module.__name__: heard.update([name]))
+    take(folder, THREE, replace(LESSONS, enough=1e9, judged=8, training=replace(LESSONS.training, batch=4)))
+    assert heard[judge.__name__] == 2 * (1 + len(THREE))  # batches, of the teacher and of each
+    assert heard[course_module.__name__] >= 2 * len(THREE)  # ways to start
 
 
 @pytest.mark.slow
