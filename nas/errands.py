@@ -27,15 +27,16 @@ Ended = Result | Failed | Lost
 
 
 class Jobs:
-    """What is to be done, one after the other; all of it is to end well.
+    """What is to be done, one after the other.
 
     Args:
         jobs: the work.
         most: seconds after which one of them is stopped; it has no result then.
+        vital: whether all of it is to end well; what fails has no result otherwise.
     """
 
-    def __init__(self, jobs: Iterable[Job], most: float = math.inf) -> None:
-        self._left, self._most = deque(jobs), most
+    def __init__(self, jobs: Iterable[Job], most: float = math.inf, *, vital: bool = True) -> None:
+        self._left, self._most, self._vital = deque(jobs), most, vital
 
     @property
     def over(self) -> bool:
@@ -61,7 +62,7 @@ class Jobs:
 
     def instead(self, _job: Job, _event: Failed | Lost) -> list[Job] | None:
         """What is done instead of one that failed; None where nothing can be. Raises StoppedError."""
-        return None
+        return None if self._vital else []
 
 
 class Errands:

@@ -15,7 +15,7 @@ from nas.export import write_winner
 from nas.limits import Limits
 from nas.review.page import write_html
 from nas.review.picture import write_png
-from nas.review.record import Record, RunSummary, metric_of, printable
+from nas.review.record import Record, RunSummary, Teacher, metric_of, printable, teacher_of
 from nas.review.table import front_of, picks_of, write_csv, write_json
 from nas.runs.folder import read_config, read_manifest
 from nas.runs.ledger import Ledger
@@ -86,10 +86,9 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
     weights = Path(config.weights or "").name
     data = f" on {config.fraction:.0%} of the images" if config.fraction < 1 else ""
     start = f" from {weights}" if weights else ""
+    teacher = teacher_in(store, weights) if config.imitate else None
     if config.imitate:
-        teacher = store.fact("teacher") or {}
-        known = f" (mAP50-95 {teacher['map']:.3f})" if "map" in teacher else ""
-        start = f", begun as blocks that imitate {weights or 'a teacher trained here'}{known}"
+        start = f", begun as blocks that imitate {teacher.name if teacher else 'a teacher'}"
     return RunSummary(
         name=folder.name,
         skeleton=f"{skeleton.name}.yaml",
@@ -113,7 +112,17 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
         rungs=rung_words(store.entries),
         lane=config.lane or "",
         seen=seen_words(store, config),
+        teacher=teacher,
     )
+
+
+def teacher_in(store: Store, weights: str) -> Teacher | None:
+    """The teacher of a run, once there is one; `weights` is the name of the checkpoint that the run was given, or ""."""
+    fact = store.fact("teacher")
+    if fact is None:
+        return None
+    name = weights if fact["path"] else f"trained here{f', from {weights}' if weights else ''}"
+    return Teacher(name, float(fact["map"]), fact.get("map50"), fact.get("val"))
 
 
 def seen_words(store: Store, config: RunConfig) -> str:
@@ -146,6 +155,8 @@ def certainty(store: Store, limits: Limits, seed: int) -> dict[str, Any]:
     if not any(entry.repeats for entry in store.entries):
         return {"noise": None, "hypervolume": None}
     noise = noise_of(store.entries) or 0.0
+    if store.fact("seen") is not None:  # a claim of mAP on the held-out part
+        return {"noise": noise, "hypervolume": None}
     done = [e for e in store.entries if e.state == "done" and e.price and limits.met(e.price)]
     points = [(e.map, e.price["ms"]) for e in done if e.price]
     front = [done[index] for index in front_indices(*zip(*points, strict=True))] if points else []
@@ -235,6 +246,7 @@ class Tables:
             stopped_because=_stopped_because(self._store),
             rungs=rung_words(self._store.entries),
             seen=seen_words(self._store, self._config),
+            teacher=teacher_in(self._store, self._summary.weights) if self._config.imitate else None,
         )
         write_tables(self._folder, self._renewed(summary.limits), summary)
         now = self._clock()
@@ -287,12 +299,12 @@ def write_report(
 def write_tables(folder: Path, records: Sequence[Record], summary: RunSummary) -> None:
     """The result files that are written while a search runs: trials.csv, front.csv, front.json.
 
-    The front's files hold the baseline too, marked as not on the front where it is not.
+    The front's files hold the baseline too, marked as not on the front where it is not, and the teacher.
     """
-    front = front_of(records)
-    shown = front + [r for r in records if r.baseline and r not in front]
-    write_csv(records, folder / "trials.csv", summary.noise)
-    write_csv(shown, folder / "front.csv", summary.noise)
+    front, teacher = front_of(records), teacher_of(records, summary)
+    shown = front + [r for r in records if r.baseline and r not in front] + ([teacher] if teacher else [])
+    write_csv(records, folder / "trials.csv", summary.apart)
+    write_csv(shown, folder / "front.csv", summary.apart)
     write_json(shown, folder / "front.json", summary)
 
 

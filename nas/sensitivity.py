@@ -51,9 +51,8 @@ class Sensitivity:
 
 def sensitivity_of(space: SearchSpace, library: Library, entries: Sequence[Entry]) -> list[Sensitivity]:
     """Of every option that the library knows, by slot in the order of the layers, the least rise first."""
-    measured = [
-        (e.architecture, float(e.price["ms"]), None) for e in entries if (e.price or {}).get("source") == "measured" and e.price
-    ]
+    known = ("measured", "table")
+    measured = [(e.architecture, float(e.price["ms"]), None) for e in entries if e.price and e.price.get("source") in known]
     model = LatencyModel.fit(space.skeleton, measured) if len({a for a, _, _ in measured}) >= MIN_OBSERVATIONS else None
     base = float(model.predict([space.baseline])[0][0]) if model is not None else 0.0
     found: list[Sensitivity] = []

@@ -21,11 +21,12 @@ from nas.errors import StartError, StoppedError
 from nas.execution.decode import DECODE
 from nas.execution.executor import Executor
 from nas.execution.imitate import MEET
+from nas.execution.validate import VALIDATE
 from nas.execution.work import TRAIN
 from nas.groups import Groups
 from nas.imitation.alternatives import Alternative
 from nas.imitation.library import Library
-from nas.jobs import training_job
+from nas.jobs import training_job, validation
 from nas.pace import Pace
 from nas.pricing import Pricing
 from nas.runs.ledger import Ledger
@@ -221,9 +222,16 @@ class Teaching:
     def _settle(self, path: str | None, told: Mapping[str, Any], words: str) -> None:
         """Keep who the teacher is; without a path it is this run's own, wherever its folder is by then."""
         if "digest" in told:
-            known = {"path": path, "digest": told["digest"], "map": told["map"], "words": words}
+            known = {"path": path, "digest": told["digest"], "map": told["map"], "map50": told.get("map50"), "words": words}
+            known["val"] = self._on_val(path or str(self._folder / "teacher.pt")) if self.has_seen_all else None
             self._store.put_fact("teacher", {**known, "ours": path is None or bool(told.get("left_out"))})
             self._say(f"{words}; mAP50-95 {told['map']:.3f} on the held-out part")
+
+    def _on_val(self, path: str) -> float | None:
+        """The mAP of the teacher on `val`, where nothing is claimed of the held-out part; None where it cannot be told."""
+        job = VALIDATE, validation(self._train, self._skeleton, Path(path))
+        told = self._errands.done("teach", Jobs([job], vital=False))
+        return float(told[0]["map"]) if told else None
 
     def _imitate(self) -> None:
         """Groups of alternatives, every slot in turn, until all have learned or their share of the budget is used."""

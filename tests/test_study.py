@@ -29,9 +29,10 @@ from nas.latency.cache import LatencyCache
 from nas.latency.table import NEAR, Measured, Table, TablePrices, near
 from nas.latency.target import Target
 from nas.limits import FIGURES, Limits
-from nas.outcome import records_of, summary_of, winner_of, write_report
+from nas.outcome import records_of, summary_of, teacher_in, winner_of, write_report
 from nas.pricing import REPEAT_SECONDS, Pricing
 from nas.proposals import Proposals, SpaceKnowledge
+from nas.review.record import Teacher
 from nas.review.table import front_of, picks_of
 from nas.run import Run
 from nas.runs.folder import write_config, write_manifest
@@ -1026,6 +1027,8 @@ def test_the_front_is_confirmed_with_another_seed_and_measured_again(make_lab):
         assert entry.price["times"] == 2 and executor.timed.count(lab.name(entry.architecture)) >= 2
     summary = lab.summary()
     assert summary.noise > 0 and summary.hypervolume[1] < summary.hypervolume[0] < summary.hypervolume[2]
+    lab.store.put_fact("seen", "/x/best.pt")  # all of it is a claim of the held-out part
+    assert lab.summary().hypervolume is None and lab.summary().apart is None
     assert lab.store.tally.ranked == 12
     trained = Counter(executor.trained)
     assert lab.run(again := lab.executor(judge=noisy)) == "budget spent"
@@ -1145,6 +1148,18 @@ def test_who_cannot_be_validated_is_confirmed_nevertheless(make_lab):
     lab.run(lab.executor(judge=on_val, fate=lambda attempt, count: Failed if attempt.payload.get("validates") else None))
     front = front_of(lab.records())
     assert {r.trainings for r in front} == {2} and not any(r.val for r in front)
+
+
+@pytest.mark.parametrize(
+    ("path", "weights", "name"),
+    [("/x/best.pt", "best.pt", "best.pt"), (None, "coco.pt", "trained here, from coco.pt"), (None, "", "trained here")],
+)
+def test_a_report_names_the_teacher(make_lab, path, weights, name):
+    """The checkpoint only where that is what the blocks imitate, not where the teacher's training began with it."""
+    store = make_lab(WIDE).store
+    assert teacher_in(store, weights) is None
+    store.put_fact("teacher", {"path": path, "digest": "d", "map": 0.4})
+    assert teacher_in(store, weights) == Teacher(name, 0.4)
 
 
 def test_what_a_users_teacher_may_have_seen_is_no_claim(make_lab):

@@ -94,6 +94,8 @@ class Workers:
             return Result(attempt.key, {"images": 1}, 1.0)
         if attempt.kind == MEET:
             return Result(attempt.key, self.met, 1.0)
+        if attempt.kind == VALIDATE:
+            return Result(attempt.key, {"map": 0.3}, 1.0)
         if attempt.kind == TRAIN:
             if payload["keep"]:
                 Path(payload["keep"]).write_bytes(b"trained")
@@ -155,15 +157,16 @@ def test_a_checkpoint_of_the_data_is_the_teacher_and_everything_learns_once(lab)
     own = lab(weights="best.pt")
     workers = Workers()
     teaching = own.run(workers)
-    assert workers.kinds()[0] == MEET and set(workers.kinds()[1:]) == {IMITATE}
-    sizes = [len(a.payload["alternatives"]) for a in workers.started[1:]]
+    assert workers.kinds()[:2] == [MEET, VALIDATE] and set(workers.kinds()[2:]) == {IMITATE}
+    sizes = [len(a.payload["alternatives"]) for a in workers.started[2:]]
     assert sizes[0] == FIRST_GROUP and FIRST_GROUP < max(sizes) <= GROUP
-    learned = Counter(Alternative.of(plain).key for a in workers.started[1:] for plain in a.payload["alternatives"])
+    learned = Counter(Alternative.of(plain).key for a in workers.started[2:] for plain in a.payload["alternatives"])
     assert learned == Counter({alternative.key: 1 for alternative in in_turn(own.space)})
     assert workers.started[0].payload["teacher"] == "best.pt" and own.store.fact("teacher")["map"] == 0.4
+    assert workers.started[1].payload["weights"] == "best.pt" and own.store.fact("teacher")["val"] == 0.3
     assert teaching.library.missing(in_turn(own.space)) == []
     assert own.phases[0] == "teach" and own.phases[-1] == "imitate"
-    assert own.store.seconds("teach") == 1.0 and own.store.seconds("imitate") == 10.0 * (len(workers.started) - 1)
+    assert own.store.seconds("teach") == 2.0 and own.store.seconds("imitate") == 10.0 * (len(workers.started) - 2)
     again = Workers()
     own.run(again)
     assert again.started == []
@@ -373,7 +376,7 @@ def test_groups_that_take_longer_than_its_share_are_stopped(lab):
     own = lab(weights="best.pt")
     workers = Workers(seconds=10_000.0, sign=251.0, free=1)
     own.run(workers)
-    assert workers.kinds() == [MEET, IMITATE]
+    assert workers.kinds() == [MEET, VALIDATE, IMITATE]
     assert own.store.seconds("imitate") == 251.0
     assert own.store.fact("alternative_seconds") == 251.0 / FIRST_GROUP
     assert own.store.fact("learning") == [] and not own.store.fact("dropped")
@@ -454,7 +457,7 @@ def test_what_an_earlier_session_has_paid_is_known():
 def test_groups_that_were_learning_when_the_search_was_killed_go_on_as_they_were(lab):
     """What a group has learned lies on disk under its members' names."""
     own = lab(weights="best.pt")
-    workers = own.dies(4)
+    workers = own.dies(5)
     again = Workers()
     own.run(again)
     *_, under_way = workers.started
@@ -469,7 +472,7 @@ def test_a_lost_group_is_not_tried_again_when_the_time_is_over(lab):
     own = lab(weights="best.pt", budget="5gpu-s")
     workers = Workers(fate=lambda attempt: Lost if attempt.kind == IMITATE else None, free=1)
     teaching = own.run(workers)
-    assert workers.kinds() == [MEET, IMITATE]
+    assert workers.kinds() == [MEET, VALIDATE, IMITATE]
     assert len(teaching.library.missing(in_turn(own.space))) == len(list(in_turn(own.space)))
 
 

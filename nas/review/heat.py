@@ -85,21 +85,22 @@ def heat_map(rows: Sequence[Cell], show: Callable[[str], str]) -> str:
     for slot in dict.fromkeys(row.slot for row in rows):
         cells = []
         for block in blocks:
-            best = next((row for row in rows if (row.slot, row.block) == (slot, block) and row.rise is not None), None)
+            own = [row for row in rows if (row.slot, row.block) == (slot, block)]
+            best = next((row for row in own if row.rise is not None), None)
             if best is None or best.rise is None:
-                cells.append("<td></td>")
+                cells.append(f"<td>{f'<small>{show(own[0].verdict)}</small>' if own else ''}</td>")
                 continue
             heat = min(1.0, max(0.0, best.rise) / HOTTEST)
             colour = f"rgba(201, 60, 55, {0.75 * heat:.2f})" if best.verdict == "costs" else "rgba(46, 160, 67, 0.25)"
-            span = f"{_share(best.rise_low)} to {_share(best.rise_high)}"
-            span += f", {times}" if (times := _ms_span(best)) else ""
-            words = f"{_share(best.rise)}<br><small>{_ms(best.ms)}</small>"
-            cells.append(f'<td style="background:{colour}" title="{show(best.option)}: {span}">{words}</td>')
+            span, times = f"{_share(best.rise_low)} to {_share(best.rise_high)}", _ms_span(best)
+            words = f"{_share(best.rise)}<br><small>{span}<br>{_ms(best.ms)}{f' ({times})' if times else ''}</small>"
+            cells.append(f'<td style="background:{colour}" title="{show(best.option)}">{words}</td>')
         lines.append(f"<tr><th>{show(slot)}</th>{''.join(cells)}</tr>")
     notes = "".join(f"<li>{show(line)}</li>" for line in advice(rows).splitlines())
     return (
-        "<h2>Sensitivity</h2><p>Rise of the loss where this slot alone is replaced (intervals on touch), and the change of "
-        f"latency; green: no rise that shows.</p><table><tr>{head}</tr>{''.join(lines)}</table><ul>{notes}</ul>"
+        "<h2>Sensitivity</h2><p>Rise of the loss where this slot alone is replaced, and the change of latency, with their 90% "
+        "intervals, by the block's best option (its name on touch); green: no rise that shows.</p>"
+        f"<table><tr>{head}</tr>{''.join(lines)}</table><ul>{notes}</ul>"
     )
 
 

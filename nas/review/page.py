@@ -21,7 +21,7 @@ from typing import Any
 from nas.files import write_whole
 from nas.review.heat import Cell, heat_map
 from nas.review.picture import BASELINE, FRONT, LIMIT, TRIAL, Span, latency_span, log_ticks, map_range
-from nas.review.record import Record, RunSummary, baseline_of, duration, printable, standing
+from nas.review.record import Record, RunSummary, baseline_of, duration, printable, standing, teacher_of
 from nas.review.table import HEADINGS, LEGEND, columns_of, front_of, lines_of, picks_of
 
 MOST_POINTS = 4000  # of one kind drawn: an SVG point costs a browser about as much as a paragraph
@@ -70,6 +70,7 @@ def _figure(records: Sequence[Record], summary: RunSummary) -> tuple[dict[str, A
         _points(_thin(others), "done, not on the front", color=TRIAL, size=7, opacity=0.6),
         *_front_traces(front, summary, span),
         *_baseline_traces(baseline_of(records), summary),
+        *_teacher_traces(teacher_of(records, summary), summary),
     ]
     for (state, some), symbol in zip(aside.items(), ("line-ns-open", "x-thin-open"), strict=True):
         colour = TRIAL if state == "rejected" else LIMIT
@@ -77,7 +78,7 @@ def _figure(records: Sequence[Record], summary: RunSummary) -> tuple[dict[str, A
         traces.append({**_points(_thin(some), f"{state} ({len(some):,})", **style), "yaxis": "y2"})
     strip = any(aside.values())
     farthest = max([span.high, *(r.latency_ms or 0.0 for r in timed)])
-    layout = _layout(summary, span, map_range(records), strip=strip, empty=not front, farthest=farthest)
+    layout = _layout(summary, span, map_range(records, summary), strip=strip, empty=not front, farthest=farthest)
     note = "Touch or point at a trial to see its placement; click in the legend to hide a kind."
     if strip:
         note += " Marks in the strip below the plot are trials without an mAP, at their latency."
@@ -131,6 +132,13 @@ def _baseline_traces(baseline: Record | None, summary: RunSummary) -> list[dict[
     name = ", ".join(filter(None, [summary.baseline_name, standing(baseline, summary)]))
     symbol = "square" if baseline.feasible else "square-open"
     return [_points([baseline], name, symbol=symbol, color=BASELINE, size=13, line={"width": 2.5, "color": BASELINE})]
+
+
+def _teacher_traces(teacher: Record | None, summary: RunSummary) -> list[dict[str, Any]]:
+    """What the blocks have learned from, as a hollow diamond."""
+    if teacher is None or teacher.latency_ms is None or summary.teacher is None:
+        return []
+    return [_points([teacher], f"teacher ({summary.teacher.name})", symbol="diamond-open", color=BASELINE, size=13)]
 
 
 def _layout(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.files import write_whole
-from nas.review.record import Record, RunSummary, baseline_of, duration, milliseconds, printable, standing
+from nas.review.record import Record, RunSummary, baseline_of, duration, milliseconds, printable, standing, teacher_of
 from nas.review.table import front_of, picks_of
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FRONT, BASELINE, TRIAL, LIMIT = "#1f6feb", "#d9730d", "#8b949e", "#c93c37"  # told apart by the colour-blind as well
 _INK, _FAINT = "#1f2328", "#59636e"
+_SEEN = "The checkpoint may have learned from these images: nothing is claimed of mAP here. What val says stands in the table."
 _WIDE = 4.0  # latencies that span more than this factor are shown on a log axis
 # Where a label may stand around its point: directions of offset (right, up), nearest first; above left and below
 # right of a point of the front there is room, because the front rises to the right.
@@ -54,9 +55,10 @@ def latency_span(records: Sequence[Record], limit_ms: float | None) -> Span:
     return Span(low - 0.08 * high, high + 0.08 * high, log=False)
 
 
-def map_range(records: Sequence[Record]) -> tuple[float, float]:
+def map_range(records: Sequence[Record], summary: RunSummary) -> tuple[float, float]:
     """The shown range of mAP50-95, never so narrow that noise looks like a difference, with room for names above."""
     maps = [r.map for r in records if r.map is not None and (r.state == "done" or r.baseline)]
+    maps += [summary.teacher.map] if summary.teacher else []
     low, high = (min(maps), max(maps)) if maps else (0.0, 1.0)
     margin = max(0.12 * (high - low), 0.04)
     return max(low - margin, -0.02), min(high + 1.5 * margin, 1.02)
@@ -74,8 +76,8 @@ def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> Non
     """Draw the run and write it as a PNG of 1500 x 975 px, the file whole or not at all.
 
     Done trials grey, the front as the staircase it dominates with knee, fastest and best named, the baseline hollow
-    where it is over a limit; that on latency as a line with everything beyond it shaded, all of them in words. Without a
-    front it says so.
+    where it is over a limit, the teacher as a hollow diamond; the limit on latency as a line with everything beyond it
+    shaded, all of them in words. Without a front it says so.
 
     Raises:
         OSError: the file cannot be written.
@@ -118,6 +120,11 @@ def write_png(records: Sequence[Record], summary: RunSummary, path: Path) -> Non
         at = (baseline.latency_ms, baseline.map)
         axes.plot(*at, "s", ms=9, mfc=face, mec=BASELINE, mew=1.8, zorder=5, ls="none", label=_text(words, 60))
         names.setdefault(at, []).append(words)
+    teacher = teacher_of(records, summary)
+    if summary.teacher and teacher is not None and teacher.latency_ms is not None:
+        words, at = f"teacher ({summary.teacher.name})", (teacher.latency_ms, summary.teacher.map)
+        axes.plot(*at, "D", ms=8, mfc="none", mec=BASELINE, mew=1.6, zorder=5, ls="none", label=_text(words, 40))
+        names.setdefault(at, []).append(words)
     if not front:
         why = "no trial is done and within the limits" if records else "no trial has been proposed"
         for height, words, points_high, colour in ((0.13, "The front is empty", 17, _INK), (0.07, why, 11, _FAINT)):
@@ -144,7 +151,7 @@ def _frame(axes: Axes, records: Sequence[Record], summary: RunSummary, span: Spa
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.set_xlim(span.low, span.high)
-    axes.set_ylim(*map_range(records))
+    axes.set_ylim(*map_range(records, summary))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
     axes.grid(color="#d1d9e0", lw=0.6, zorder=0)
     axes.set_axisbelow(True)
@@ -158,6 +165,7 @@ def _frame(axes: Axes, records: Sequence[Record], summary: RunSummary, span: Spa
     for height, words, size, colour, weight in (
         (0.938, _text(title, 66), 15, _INK, "bold"),
         (0.896, _text(summary.proxy, 108), 10.5, _FAINT, "normal"),
+        (0.866, _SEEN if summary.seen else "", 10.5, LIMIT, "normal"),
     ):
         axes.figure.text(0.075, height, words, size=size, color=colour, weight=weight)
     spent = f"{duration(summary.device_seconds)} of device time"

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
 from nas.limits import Limits
 from nas.space.skeleton import Skeleton
 
 STATES = ("proposed", "rejected", "queued", "running", "paused", "done", "failed")
+TEACHER = "teacher"  # the state of a record that is no trial's, see `teacher_of`
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Record:
     Args:
         trial: number of the trial in the run.
         id: architecture id (short hash of its canonical form).
-        state: one of STATES.
+        state: one of STATES, or TEACHER.
         reason: why it was rejected or failed, else None.
         baseline: whether it is the unmodified skeleton.
         feasible: whether it is within the limits (False for a baseline over the limit).
@@ -80,7 +81,7 @@ class Record:
     val: float | None = None
 
     def __post_init__(self) -> None:
-        if self.state not in STATES:
+        if self.state not in (*STATES, TEACHER):
             raise ValueError(f"trial {self.trial}: unknown state {self.state!r}")
         for name, low, high in (
             ("map", 0.0, 1.0),
@@ -101,6 +102,23 @@ class Record:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"trial {self.trial}: {name} is {value}")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the blocks of a run have learned from: the skeleton, trained before the search, or by it.
+
+    Args:
+        name: what it is called, e.g. "best.pt".
+        map: its mAP50-95 on the run's split.
+        map50: its mAP50, or None.
+        val: its mAP50-95 on `val`, or None where nobody asked.
+    """
+
+    name: str
+    map: float
+    map50: float | None = None
+    val: float | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +151,7 @@ class RunSummary:
             it.
         simulated: what was simulated, in a sentence, or "" where trials were trained.
         lane: the host of a cluster on which latency was measured, or "" for the one where the search ran.
+        teacher: what its blocks imitate, or None where they do not.
     """
 
     name: str
@@ -159,6 +178,7 @@ class RunSummary:
     seen: str = ""
     simulated: str = ""
     lane: str = ""
+    teacher: Teacher | None = None
 
     @property
     def measured_on(self) -> str:
@@ -177,6 +197,11 @@ class RunSummary:
         return f"baseline ({PurePath(self.skeleton).stem or self.skeleton})"
 
     @property
+    def apart(self) -> float | None:
+        """The noise to tell mAPs apart by; None where it is not known, or where nothing is claimed of them."""
+        return None if self.seen else self.noise
+
+    @property
     def meaning(self) -> str:
         """What the mAP of this run is, in one plain sentence for every report."""
         if self.simulated:
@@ -184,7 +209,7 @@ class RunSummary:
         words = f"{self.metric} is a proxy to rank architectures by: measured on the {self.split} after {self.fidelity}. "
         if self.noise is not None:
             words += f"Another seed changes it by {self.noise:.3f} (standard deviation). "
-        if self.hypervolume is not None and not self.seen:
+        if self.hypervolume is not None:
             words += "Hypervolume of the front {:.3f}, 90% interval {:.3f} to {:.3f}. ".format(*self.hypervolume)
         return f"{words}{self.seen}{self.rungs}A fully trained model will have another mAP."
 
@@ -204,6 +229,16 @@ def metric_of(skeleton: Skeleton) -> str:
 def baseline_of(records: Sequence[Record]) -> Record | None:
     """The unmodified skeleton among the records, or None where it has not been proposed."""
     return next((r for r in records if r.baseline), None)
+
+
+def teacher_of(records: Sequence[Record], summary: RunSummary) -> Record | None:
+    """The teacher as a row beside the trials: the baseline as it was before it was trained on, with its number and latency.
+    None where nothing imitates, or the baseline has not been proposed."""
+    baseline, teacher = baseline_of(records), summary.teacher
+    if baseline is None or teacher is None:
+        return None
+    figures = {"map": teacher.map, "map50": teacher.map50, "map_low": None, "map_high": None, "val": teacher.val}
+    return replace(baseline, state=TEACHER, reason=None, rung=None, trainings=0, seconds=0.0, **figures)  # type: ignore[arg-type]
 
 
 def standing(record: Record, summary: RunSummary) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from nas.files import write_whole
-from nas.review.record import Record, RunSummary, baseline_of, milliseconds, printable, standing
+from nas.review.record import TEACHER, Record, RunSummary, baseline_of, milliseconds, printable, standing, teacher_of
 from nas.search.front import PICKS, front_indices, pick
 from nas.search.noise import alike
 
@@ -36,9 +36,11 @@ class Column(NamedTuple):
 COLUMNS: Mapping[str, Column] = {
     "trial": Column("number of the trial in the run", ""),
     "id": Column("architecture id: short hash of its canonical form", ""),
-    "state": Column("proposed, rejected, queued, running, paused, done or failed", ""),
+    "state": Column(
+        "proposed, rejected, queued, running, paused, done or failed; teacher: trial 0 before it was trained on", ""
+    ),
     "reason": Column("why it was rejected or failed; empty otherwise", ""),
-    "baseline": Column("true for the unmodified skeleton", ""),
+    "baseline": Column("true for the unmodified skeleton, trained as all others", ""),
     "feasible": Column("true within the limits", ""),
     "front": Column("true for a member of the front: done, feasible and not dominated", ""),
     "pick": Column("which of knee, fastest, best this member of the front is (several joined by +)", ""),
@@ -159,18 +161,20 @@ def placement_text(record: Record) -> str:
 
 
 def lines_of(records: Sequence[Record], summary: RunSummary) -> list[Line]:
-    """The front as lines of text, in the order of latency; a baseline that is not on it comes last."""
-    front, baseline = front_of(records), baseline_of(records)
-    named, alike_to = picks_of(front), alike_of(front, summary.noise)
-    shown = front + ([baseline] if baseline and all(r is not baseline for r in front) else [])
+    """The front as lines of text, in the order of latency; a baseline that is not on it comes after it, and a teacher last."""
+    front, baseline, teacher = front_of(records), baseline_of(records), teacher_of(records, summary)
+    named, alike_to = picks_of(front), alike_of(front, summary.apart)
+    shown = front + ([baseline] if baseline and all(r is not baseline for r in front) else []) + ([teacher] if teacher else [])
     lines = []
     for r in shown:
         words = [which for which, member in named.items() if member is r]
         if r is baseline:
             words += [summary.baseline_name, *filter(None, [standing(r, summary)])]
-        if r.trial in alike_to:
+        if r.trial in alike_to and r is not teacher:
             words.append(f"≈ {alike_to[r.trial][0]}")
-        if r.state != "done":
+        if summary.teacher and r is teacher:
+            words.append(f"{TEACHER} ({summary.teacher.name})")
+        elif r.state != "done":
             words.append(r.state if r.reason is None else f"{r.state}: {printable(r.reason, 60)}")
         cells = (
             printable(", ".join(words)),
@@ -267,7 +271,7 @@ def write_json(records: Sequence[Record], path: Path, summary: RunSummary | None
     Raises:
         OSError: the file cannot be written.
     """
-    noise = None if summary is None else summary.noise
+    noise = None if summary is None else summary.apart
     content = {
         "run": None if summary is None else asdict(summary),
         "columns": {name: column._asdict() for name, column in COLUMNS.items() if name != "slot.*"},
@@ -285,7 +289,7 @@ def _rows(records: Sequence[Record], noise: float | None) -> Iterator[dict[str, 
             "front": id(r) in members,
             "pick": "+".join(which for which, member in named.items() if member is r),
             "placement": placement_text(r),
-            "alike": "+".join(map(str, alike_to.get(r.trial, []))),
+            "alike": "+".join(map(str, alike_to.get(r.trial, []))) if r.state != TEACHER else "",
         }
         yield {name: more[name] if name in more else getattr(r, name) for name in COLUMNS if name != "slot.*"}
 

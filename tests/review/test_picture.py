@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 
 from nas.review.picture import Span, latency_span, log_ticks, write_png
+from nas.review.record import Teacher
 
 from .conftest import HOSTILE, record
 
@@ -48,6 +50,16 @@ def test_a_run_with_its_baseline_over_the_limit(make_run, tmp_path, figures):
     for part in ("knee\n0.280 at 1.20 ms", "fastest", "best", "baseline (yolo11n), over the limit", "limit 2 ms", "front (3)"):
         assert part in texts
     assert _apart(figures[0])
+
+
+def test_the_teacher_and_what_it_has_seen(make_run, tmp_path, figures):
+    run = make_run()
+    summary = replace(run.summary, teacher=Teacher("best.pt", 0.42), seen="It may have learned from the held-out part. ")
+    write_png(run.records, summary, tmp_path / "pareto.png")
+    assert "teacher (best.pt)\n0.420 at 2.40 ms" in _texts(figures[0]) and "nothing is claimed" in _texts(figures[0])
+    assert figures[0].axes[0].get_ylim()[1] > 0.42 and _apart(figures[0])
+    write_png(run.records, run.summary, tmp_path / "pareto.png")
+    assert "teacher" not in _texts(figures[1]) and "claimed" not in _texts(figures[1])
 
 
 @pytest.mark.parametrize("members", [0, 1, 2, 40])

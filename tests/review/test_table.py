@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from nas.outcome import write_tables
 from nas.review.page import write_html
-from nas.review.record import duration, printable
+from nas.review.record import Teacher, duration, printable
 from nas.review.table import COLUMNS, front_of, picks_of, rich_table, write_csv, write_json
 
 from .conftest import HOSTILE, record
@@ -54,6 +55,33 @@ def test_csv_has_every_trial_and_survives_a_spreadsheet(make_run, tmp_path):
     assert rows[9]["id"] == '\'=cmd|"/c calc"!A1'
     assert rows[9]["slot.neck.P5"] == "'@SUM(1)"
     assert rows[10]["reason"] == '\' -2+3\n"=x",'
+
+
+def test_the_teacher_is_a_row_of_its_own(make_run, tmp_path):
+    """Where blocks imitate: the baseline is trained on, and what a user has is the model from before that."""
+    run = make_run()
+    records, summary = run.records, replace(run.summary, teacher=Teacher("best.pt", 0.345, 0.5, 0.3))
+    shown = next(line for line in _render(records, summary).splitlines() if "teacher" in line)
+    assert "0.345" in shown and "2.40 ms" in shown and "+0.015, 1.00x" in shown
+    assert "teacher" not in _render(records, run.summary) and "teacher" not in _render(records[1:], summary)
+    write_tables(tmp_path, records, summary)
+    with (tmp_path / "front.csv").open(newline="", encoding="utf-8") as file:
+        *members, baseline, teacher = csv.DictReader(file)
+    assert [row["front"] for row in members] == ["true"] * 3 and baseline["map"] == "0.33"
+    told = {name: teacher[name] for name in ("trial", "state", "front", "map", "map50", "val", "latency_ms", "trainings")}
+    assert list(told.values()) == ["0", "teacher", "false", "0.345", "0.5", "0.3", "2.4", "0"]
+    assert json.loads((tmp_path / "front.json").read_text())["run"]["teacher"]["name"] == "best.pt"
+    assert "teacher" not in (tmp_path / "trials.csv").read_text()
+    write_html(records, summary, tmp_path / "pareto.html")
+    page = (tmp_path / "pareto.html").read_text()
+    assert "teacher (best.pt)" in page and '"diamond-open"' in page
+
+
+def test_nothing_is_told_apart_where_nothing_is_claimed(make_run):
+    """Two members are alike by their noise; where the held-out part has been seen nobody says so."""
+    run = make_run()
+    assert "≈" in _render(run.records, replace(run.summary, noise=0.05))
+    assert "≈" not in _render(run.records, replace(run.summary, noise=0.05, seen="It may have seen all. ")).split("Against")[0]
 
 
 def test_json_explains_itself_and_reads_back(make_run, tmp_path):
