@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,7 @@ def finish(
     random_init: bool = False,
     device: str | None = None,
     blocks: Sequence[str | Path] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> Finished:
     """Train an architecture of a run.
 
@@ -70,6 +71,7 @@ def finish(
         random_init: begin with drawn weights, even if the run kept trained ones.
         device: as Ultralytics takes it.
         blocks: the user's block files that the architecture needs; their code runs.
+        say: told what the training begins with, before it does.
 
     Raises:
         InputError: no such run or trial, or there is nothing to train on.
@@ -86,6 +88,9 @@ def finish(
         else Path(found.config.data)
     )
     read_dataset(data, polygons=found.space.skeleton.task == "segment")  # says what is wrong before Ultralytics does
+    began = f"from {start.name}" if start.suffix == ".pt" else "from drawn weights"
+    why = "" if random_init or start.suffix == ".pt" else f": {found.folder} kept the weights of its front and baseline alone"
+    say(f"{record.id} is trained for {epochs} epochs, {began}{why}")
     from nas.yolo.full import map_on_val, train_full  # noqa: PLC0415  (torch)
 
     size, folder = found.config.imgsz, found.folder / "train" / record.id
@@ -94,7 +99,6 @@ def finish(
     score = map_on_val(best, folder=folder / "val", **how)  # type: ignore[arg-type]
     own, words = _baseline_weights(found)
     baseline = map_on_val(own, folder=folder / "val-baseline", **how) if own is not None else None  # type: ignore[arg-type]
-    began = f"from {start.name}" if start.suffix == ".pt" else "from drawn weights"
     return Finished(record, baseline_of(found.records), best, began, epochs, found.summary.metric, score, baseline, words)
 
 

@@ -11,7 +11,8 @@ a: Kendall's tau-b of every cheap score with the final mAP, 90% bootstrap interv
    The final of another seed stands beside them: no score can rank better than what it is to foretell does itself.
    Also what an assembled evaluation takes beside a validation, and imitation's memory beside that of the teacher's training.
 b: mAP and cost of the final beside trainings from scratch, and of some architectures beside trainings to convergence, of two
-   seeds; these are also trained on for a third of those epochs.
+   seeds; these are also trained on for a third of those epochs: that is what `final_gain_map` (mAP beyond the converged
+   training) and `final_cost_ratio` (its CPU seconds over ours) are of.
 c: whole searches at equal budgets under a latency limit (`bench_imitation_searches.py`). Give it the machine alone.
 
 What is finished is kept in a file, so a second call goes on where the first one ended (`--hours` bounds a call), its
@@ -41,6 +42,7 @@ from bench_imitation_searches import Searches
 from nas.pace import GROUP
 
 VERSION = 1  # of all that is measured here: raise it to do everything anew
+NAMED = ("tau_assembled_final", "tau_scratch_final", "tau_partial", "final_gain_map", "final_cost_ratio", "hypervolume_ratio")
 Job = dict[str, Any]
 
 
@@ -183,12 +185,14 @@ def drawn(space: Any, count: int) -> list[Any]:
     slots = [c for c in space.slots if len(c.options) > 1]
     sizes = [min(size, len(slots)) for size in (2, 4, 6)]
     found: dict[Any, None] = {}
-    while len(found) < count:
+    for _ in range(1000 * count):
+        if len(found) == count:
+            return list(found)
         size = 1 if len(found) == 0 else sizes[len(found) % len(sizes)]
         chosen = rng.sample(slots, size)
         placed = [rng.choice([option for option in choices.options if option is not None]) for choices in chosen]
         found[Architecture(space.skeleton.name, tuple(sorted(placed, key=lambda p: p.layer)))] = None
-    return list(found)
+    raise SystemExit(f"there are too few architectures in these slots: --architectures {len(found)}")
 
 
 def stages(plan: Plan) -> list[list[Job]]:
@@ -362,7 +366,7 @@ def narrowed(plan: Plan, architecture: Any) -> int:
 
 def table_b(plan: Plan, kept: Kept) -> dict[str, Any]:
     """Final networks beside trainings from scratch, over architectures that have both."""
-    options, figures = plan.options, {}
+    options, figures, converged = plan.options, {}, []
     print(f"{'trained':46} {'mAP':>6} {'final':>6} {'gain of imitation':>21} {'cost ratio':>11} {'n':>3}")
     for seed in (1, 2):
         for final_epochs, epochs in (
@@ -393,8 +397,12 @@ def table_b(plan: Plan, kept: Kept) -> dict[str, Any]:
                 "interval": [low, high],
                 "ratio": ratio,
             }
-            if seed == 1 and epochs == options.scratch:
-                figures |= {"final_gain_map": float(gains.mean()), "final_cost_ratio": ratio}
+            if (final_epochs, epochs) == (options.long // 3, options.long):
+                converged += pairs
+    if converged:
+        final, scratch = ([pair[at] for pair in converged] for at in (0, 1))
+        figures["final_gain_map"] = float(np.mean([told["map"] for told in final]) - np.mean([told["map"] for told in scratch]))
+        figures["final_cost_ratio"] = sum(told["cpu"] for told in scratch) / sum(told["cpu"] for told in final)
     return figures
 
 
@@ -439,7 +447,8 @@ def main() -> None:
     ends = time.monotonic() + 3600 * options.hours
     jobs = stages(plan) if set(options.parts) & {"a", "b"} else []
     work_through(jobs, kept, options.workers, 3600 * options.hours)
-    figures = cost_of(plan, kept) if jobs else {}
+    figures: dict[str, Any] = dict.fromkeys(NAMED)  # what is not measured yet, or was not asked for, is null
+    figures |= cost_of(plan, kept) if jobs else {}
     searches = Searches(plan, kept) if "c" in options.parts else None
     if searches is not None:
         searches.work(work_through, lambda: ends - time.monotonic())

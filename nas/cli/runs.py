@@ -61,8 +61,11 @@ def export(run: str | None, pick: str) -> None:
     are kept (of the front and the baseline)."""
     from nas import api  # noqa: PLC0415
 
-    for path in api.load(run).export(pick):
+    written = api.load(run).export(pick)
+    for path in written:
         click.echo(path)
+    if len(written) == 1:
+        click.echo("its weights are not kept: those of the front and the baseline are", err=True)
 
 
 @click.command(cls=Command)
@@ -80,7 +83,7 @@ def train(run: str | None, **options: Any) -> None:
     """
     from nas.finish import finish  # noqa: PLC0415
 
-    for line in finish(run, **options).lines:
+    for line in finish(run, **options, say=click.echo).lines:
         click.echo(line)
 
 

@@ -1,7 +1,8 @@
 """A library on disk: what has learned to imitate one teacher, one file per alternative. No torch.
 
-The folder is named by all that a block depends on (teacher, data, image size, recipe), the file by layer and row. So a
-search of another space, limit or device finds what an earlier one has taught, also of a library that is not complete.
+The folder is named by all that a block depends on (teacher, data, image size; VERSION stands for the recipe, which no search
+changes), the file by layer and row. So a search of another space, limit or target finds what an earlier one has taught, also
+of a library that is not complete.
 """
 
 from __future__ import annotations
