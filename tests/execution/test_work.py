@@ -14,6 +14,7 @@ from nas.dataset.description import read_dataset
 from nas.dataset.labels import read_labels
 from nas.errors import NasError, UnreachableError
 from nas.execution import work
+from nas.execution.decode import decode
 from nas.execution.gang import disband
 from nas.execution.work import ScoreJob, TrainJob, images_of, price, scores, train, try_weights
 from nas.seeds import derive
@@ -79,6 +80,23 @@ def test_a_host_decodes_once_whatever_the_split_and_the_share(job: TrainJob, tmp
                 (kind, x, y, _, _) = label[0]
                 middle = part.read(slice(index, index + 1))[0, :, int(y * 64), int(x * 64)]
                 assert middle[2 - int(kind)] == 255
+
+
+def test_images_are_decoded_before_something_is_timed(job: TrainJob, tmp_path: Path) -> None:
+    there = replace(job, cache=str(tmp_path / "fresh"))
+    assert decode(asdict(there), 0, print) == {"images": 24}
+    pixels = list((tmp_path / "fresh").rglob("pixels-*.npy"))
+    assert pixels
+    before = [file.stat().st_mtime_ns for file in pixels]
+    images_of.cache_clear()
+    train(asdict(replace(there, rungs=[1])), 0, lambda _: None)
+    assert sorted(pixels) == sorted((tmp_path / "fresh").rglob("pixels-*.npy"))
+    assert before == [file.stat().st_mtime_ns for file in pixels]
+    shutil.copytree(Path(job.data).parent, tmp_path / "data")
+    for image in (tmp_path / "data/images/train").glob("*"):
+        image.write_bytes(b"no image")
+    told = decode(asdict(replace(there, data=str(tmp_path / "data/data.yaml"), root=str(tmp_path / "data"))), 0, print)
+    assert told["fault"] and told["cure"]
 
 
 def test_weights_that_are_kept_load_in_ultralytics(job: TrainJob, tmp_path: Path) -> None:
