@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,7 @@ from nas.runs.place import RUNG
 from nas.runs.store import Store
 from nas.runs.trials import TrialFolders
 from nas.search.front import front_indices
-from nas.space.architecture import model_yaml
+from nas.space.architecture import Architecture, model_yaml
 from nas.space.reader import read_space
 from nas.study import MAX_ATTEMPTS, Study
 from nas.under_way import HEARTBEAT_SECONDS
@@ -251,6 +251,8 @@ class Lab:
         self.table: TablePrices | None = None
         self.recorded = 0
         self.validates = False
+        self.prepare: Callable[[Callable[[str], None], Callable[[], bool]], None] | None = None
+        self.seeds: Callable[[], Sequence[Architecture] | None] = tuple
         self.prune: Callable[[object], str | None] = lambda _: None
 
     def executor(self, **options) -> FakeExecutor:
@@ -282,6 +284,8 @@ class Lab:
             TrialFolders(self.folder),
             watch=lambda status: watch(study),
             record=record,
+            prepare=self.prepare,
+            seeds=self.seeds,
             prune=self.prune,
             clock=self.clock,
         )
@@ -367,6 +371,29 @@ def test_the_whole_space_is_tried_within_its_rules(make_lab, workers):
     trials = optuna.load_study(study_name=RUNG, storage=f"sqlite:///{lab.folder / 'study.db'}").trials
     assert trials[0].constraints == {"latency": pytest.approx(0.28), "params": -1, "macs": -1, "size": -1}
     assert all(t.constraints["latency"] <= 0 for t in trials[1:] if t.values)
+
+
+def test_phases_come_in_their_order_and_say_what_runs(make_lab):
+    """Nothing is trained before exploring; nothing new begins after it; what is confirmed was done before."""
+    lab = make_lab(WIDE, epochs=9, rungs=2, budget="14trials", confirm=1, max_latency_ms=3.5, workers=2)
+    lab.prepare = lambda enter, stopping: (enter("teach"), enter("imitate"))
+    executor = lab.executor(workers=2)
+    phases: list[str] = []
+    running = {phase: set() for phase in ("probe", "teach", "imitate", "explore", "promote", "confirm")}
+
+    def watch(study):
+        phase = study._status().phase
+        phases.extend([phase] if phases[-1:] != [phase] else [])
+        attempts = [attempt for attempt, _, _ in executor.running.values()]
+        running[phase] |= {(a.key.split("-")[0], a.payload.get("until"), a.payload.get("repeat")) for a in attempts}
+
+    lab.run(executor, watch)
+    assert phases == list(running)
+    probed, taught, imitated, explored, promoted, confirmed = ({s for s in steps if s[1]} for steps in running.values())
+    assert running["probe"] and not probed | taught | imitated
+    assert {step[1:] for step in explored} == {(3, 0), (9, 0)} and not {step[2] for step in promoted} - {0}
+    assert {step[0] for step in promoted | confirmed} <= {step[0] for step in explored}
+    assert {step[1:] for step in confirmed} == {(9, 1)}
 
 
 @pytest.mark.parametrize(("workers", "sampler"), [(1, "random"), (3, "tpe"), (3, "front")])
