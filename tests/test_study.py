@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy
@@ -252,7 +253,7 @@ class Lab:
         self.recorded = 0
         self.validates = False
         self.prepare: Callable[[Callable[[str], None], Callable[[], bool]], None] | None = None
-        self.seeds: Callable[[], Sequence[Architecture] | None] = tuple
+        self.seeds: Callable[[Pricing], Sequence[Architecture] | None] = lambda _: ()
         self.prune: Callable[[object], str | None] = lambda _: None
 
     def executor(self, **options) -> FakeExecutor:
@@ -285,7 +286,7 @@ class Lab:
             watch=lambda status: watch(study),
             record=record,
             prepare=self.prepare,
-            seeds=self.seeds,
+            seeds=lambda: self.seeds(pricing),
             prune=self.prune,
             clock=self.clock,
         )
@@ -1242,3 +1243,38 @@ def test_what_is_pruned_is_neither_priced_nor_trained(make_lab):
     pruned = [e for e in lab.store.entries if e.reason == "pruned: trial 0 is better"]
     assert pruned and all(e.state == "rejected" and e.price is None for e in pruned)
     assert not {lab.name(e.architecture) for e in pruned} & {*executor.trained, *executor.timed}
+
+
+def test_seeds_are_proposed_first_and_pass_the_same_gate(make_lab):
+    """Once enough is known to choose them. Who may be on either side of the limit is measured, who is over it never trained."""
+    lab, limit = make_lab(MEDIUM, budget="20trials", max_latency_ms=3.0), 3.0
+    chosen: list[Architecture] = []
+    asked: list[int] = []
+    timed: dict[str, list[str]] = {}
+
+    def seeds(pricing: Pricing) -> list[Architecture] | None:
+        asked.append(len(executor.timed))
+        if pricing.predict([lab.space.baseline]) is None:
+            return None
+        new = [a for a in list(lab.space.enumerate())[::3] if lab.name(a) not in executor.models]
+        _, low, high = pricing.predict(new)
+        near, slow = (low <= limit) & (limit < high), np.array([latency(lab.model(a)) > limit for a in new])
+        chosen.extend(new[int(np.argmax(these))] for these in (high <= limit, low > limit, near & ~slow, near & slow))
+        return [lab.space.baseline, *chosen, chosen[0]]
+
+    def judge(payload) -> float:
+        timed[name_of(payload["model"])] = list(executor.timed)
+        return accuracy(payload["model"])
+
+    lab.seeds, executor = seeds, lab.executor(judge=judge)
+    lab.run(executor)
+    entries = {e.architecture: e for e in lab.store.entries}
+    numbers = [entries[a].number for a in chosen]
+    assert numbers == list(range(numbers[0], numbers[0] + 4)) and asked == sorted(asked) and len(asked) > 3
+    within, over, near, beyond = (entries[a] for a in chosen)
+    names = [lab.name(a) for a in chosen]
+    assert within.state == near.state == "done" and names[0] not in timed[names[0]] and names[2] in timed[names[2]]
+    assert over.reason == beyond.reason == "over-latency" and names[3] in executor.timed and names[1] not in executor.timed
+    assert [e.price["source"] for e in (over, near, beyond)] == ["predicted", "measured", "measured"]
+    assert not {names[1], names[3]} & set(executor.trained)
+    assert [e.architecture for e in lab.store.entries].count(chosen[0]) == 1
