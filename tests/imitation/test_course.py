@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas.imitation import course as course_module
 from nas.imitation import judge, learn
@@ -19,7 +19,7 @@ from nas.imitation.assemble import Assembler, assembler_of
 from nas.imitation.channels import Widths
 from nas.imitation.course import Course
 from nas.imitation.judge import Judge
-from nas.imitation.learn import Lesson, Lessons, Student, errors_of
+from nas.imitation.learn import Lesson, Lessons, Round, Student, errors_of
 from nas.imitation.library import Library
 from nas.imitation.start import Start, solve_stem, started
 from nas.space.architecture import Architecture, model_yaml, place
@@ -58,6 +58,18 @@ def take(
     course = Course(yaml, teacher.model, draw(16, 64, 0), draw(8, 64, 1), library, lessons, seed, CPU, torch.float32)
     course.take(alternatives, lambda lesson: (seen.append(lesson), report(lesson)))  # type: ignore[func-returns-value]
     return library, seen
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
+    yaml, teacher = trained("yolo11n.yaml")
+    library = Library(tmp_path_factory.mktemp("course"))
+    return Course(yaml, teacher.model, draw(16, 64, 0), draw(8, 64, 1), library, LESSONS, 5, CPU, torch.float32)
+
+
+def taught(course: Course, layer: int) -> list[tuple[Tensor, Tensor]]:
+    """What a layer of the teacher reads and writes of the images by which all is settled."""
+    return [tap(course._teacher, images, {layer})[layer] for images in course._first]
 
 
 def contents(library: Library) -> dict[str, dict[str, torch.Tensor]]:
@@ -120,6 +132,17 @@ def test_who_starts_and_judges_gives_signs_of_life(folder: Path, monkeypatch: py
     take(folder, THREE, replace(LESSONS, enough=1e9, judged=8, training=replace(LESSONS.training, batch=4)))
     assert heard[judge.__name__] == 2 * (1 + len(THREE))  # batches, of the teacher and of each
     assert heard[course_module.__name__] >= 2 * len(THREE)  # ways to start
+
+
+@pytest.mark.parametrize(("block", "width", "depth"), [("repvit", 1.0, 2), ("riformer", 1.25, 1)])
+def test_deeper_and_wider_alternatives_learn_too(course: Course, block: str, width: float, depth: int) -> None:
+    other = alternative("backbone.P3", block, width, depth)
+    assert other.row[1] == depth and other.row[3][0] == 128 * width
+    student = course._student(other, taught(course, 4))
+    (before,) = errors_of(course._teacher, [student], course._fit)
+    Round(course._teacher, [student], course._fit, LESSONS.training, 6, 0, 5, torch.float32).run(print, None)
+    (after,) = errors_of(course._teacher, [student], course._fit)
+    assert not student.dropped and after < 0.9 * before
 
 
 @pytest.mark.slow
@@ -228,6 +251,47 @@ def test_a_rise_is_that_of_the_assembled_network(folder: Path) -> None:
         entry, rise = library.get(each), judge.rises([made.model.model], 0)[0]
         assert entry is not None
         assert (entry.rise, entry.low, entry.high) == pytest.approx((rise.mean, rise.low, rise.high), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("block", ["repvit", "efficientvit", "riformer", "irmb", "mobile_mqa"])
+@pytest.mark.parametrize("slot", ["backbone.P3", "backbone.P4"])  # with a stem to solve, and without one
+def test_a_start_is_never_worse_than_drawn_weights(course: Course, slot: str, block: str) -> None:
+    """And far better where norms that were drawn make much of what they write."""
+    chosen = alternative(slot, block)
+    ((x, y),) = seen = taught(course, chosen.layer)
+    student = course._student(chosen, seen)
+    start, yaml = student.start, course._skeleton
+    torch.manual_seed(0)
+    again = build_layer(yaml, chosen.row, x.shape[1]).train()
+    with torch.no_grad():
+        begun, drawn = (float(replace(student, module=each).error(x, y)) for each in (student.module.train(), again))
+    assert begun == pytest.approx(start.error, rel=1e-4) and drawn == pytest.approx(start.drawn, rel=0.3)
+    assert start.error <= start.drawn
+    if block in {"repvit", "efficientvit"}:
+        assert start.name.endswith("+norms") and start.error < (0.5 if slot == "backbone.P4" else 0.3) * start.drawn
+
+
+def test_errors_are_shares_of_the_variance(course: Course) -> None:
+    """Whoever writes the mean of each channel is wrong by 1, in any slot and however many of its channels it has."""
+    for each in (alternative("backbone.P3", "repvit"), alternative("backbone.P5", "riformer", 0.5)):
+        ((x, y),) = seen = taught(course, each.layer)
+        student = course._student(each, seen)
+        means = y[:, student.index].mean((0, 2, 3), keepdim=True)
+        for written, wrong in ((means, 1.0), (y[:, student.index], 0.0)):
+            student.module = lambda _, written=written: written
+            assert float(student.error(x, y)) == pytest.approx(wrong, abs=0.05)  # a silent channel counts less
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_teacher_sees_a_batch_once_however_many_learn(course: Course, count: int) -> None:
+    students = [course._student(each, taught(course, each.layer)) for each in THREE[:count]]
+    passes: list[int] = []
+    first = course._teacher.model[0].register_forward_hook(lambda _, images, __: passes.append(len(images[0])))
+    try:
+        Round(course._teacher, students, course._fit, LESSONS.training, 2, 0, 5, torch.float32).run(print, None)
+    finally:
+        first.remove()
+    assert passes == [8] * 4 and all(student.rounds == 1 for student in students)  # two batches of 8, twice
 
 
 def test_a_solved_stem_is_the_least_squares() -> None:
