@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from nas.runs.store import Store
 from nas.runs.trials import TrialFolders
 from nas.seeding import additive_members
 from nas.space.architecture import Architecture, model_yaml
-from nas.space.reader import read_space
+from nas.space.reader import find_space, read_space
 from nas.syllabus import in_turn, library_of
 from nas.teaching import SLACK, Teaching
 
@@ -262,6 +262,16 @@ def test_what_is_done_stays_done(lab, died):
     assert own.store.fact("teacher")["digest"] == "abc"
 
 
+def test_the_teachers_training_goes_on_where_it_was_killed(lab):
+    """Whoever takes it up asks for the same training with the same state, and the epoch that was timed has none."""
+    own = lab()
+    timed, killed = own.dies(2).started
+    again = Workers()
+    own.run(again)
+    assert killed.payload["state"] == str(own.folder / "teacher.safetensors") and timed.payload["state"] is None
+    assert (again.started[0].payload, again.started[0].seed) == (killed.payload, killed.seed)
+
+
 def test_lost_workers_are_replaced(lab):
     own = lab(weights="best.pt")
     lost = Workers(fate=lambda a: Lost if a.kind == IMITATE and len(lost.started) <= TRIES else None)
@@ -332,6 +342,27 @@ def test_an_edited_block_learns_anew(lab, tmp_path):
         file.write_text(text)
         names.append(library_of("d", {}, own.dataset, training_job(own.config, own.dataset, [str(file)])).folder.name)
     assert names[0] == names[2] != names[1]
+
+
+def test_a_library_is_of_a_teacher_and_its_images_and_not_of_a_search(lab):
+    own = lab()
+    config, dataset = own.config, own.dataset
+
+    def folder(digest: str = "abc", data: str = "digest", **changes: object) -> Path:
+        own.config, own.dataset = replace(config, **changes), replace(dataset, digest=data)
+        own.store.put_fact("teacher", {"digest": digest})
+        return own.teaching(Workers()).library.folder
+
+    usual = folder()
+    others = [{"max_latency_ms": 2.0}, {"max_params": 1e6}, {"target": "cpu:torch"}, {"budget": "20trials"}, {"workers": 3}]
+    others += [{"epochs": 9, "rungs": 2}, {"sampler": "tpe"}, {"lr0": 0.1}, {"batch": 2}, {"weights": "best.pt"}]
+    assert {folder(**changes) for changes in others} == {usual}
+    own.space = read_space(find_space("demo"))
+    assert own.space.skeleton.name == "yolo11n" and folder() == usual
+    others = [{"digest": "abd"}, {"data": "other"}, {"imgsz": 96}, {"seed": 1}, {"held_out": 0.3}, {"fraction": 0.5}]
+    found = [folder(**changes) for changes in others]
+    assert len({usual, *found}) == 1 + len(others)
+    assert {each.parent for each in found} == {own.folder / "cache" / "imitation"}
 
 
 def test_nothing_more_learns_once_the_budget_is_spent(lab):
@@ -518,6 +549,26 @@ def test_rung_0_is_the_assembled_network_and_training_goes_on_from_it(lab):
         learn(teaching.library, alternative, "its error is not finite")
     assert "could not learn from the teacher: its error is not finite" in (jobs.refusal(architecture) or "")
     assert jobs.refusal(own.space.baseline) is None
+
+
+def test_training_on_goes_on_from_the_rung_below(lab):
+    """By a state that all rungs of a trial share, and its repeats do not."""
+    own = lab(weights="best.pt", epochs=9, rungs=3)
+    jobs = AssembledJobs(
+        own.config, own.space, own.run(Workers()), training_job(own.config, own.dataset, []), TrialFolders(own.folder)
+    )
+    model = model_yaml(own.space.skeleton, own.space.baseline, 2)
+
+    def train(*step: int) -> dict[str, object]:
+        return jobs.job(Step(*step), model)[1]["train"]
+
+    rungs = [train(3, rung) for rung in (1, 2, 3)]
+    assert [(job["until"], job["rungs"]) for job in rungs] == [(1, [1, 3, 9]), (3, [1, 3, 9]), (9, [1, 3, 9])]
+    states = {job["state"] for job in rungs}
+    assert len(states) == 1 and Path(min(states)).parent == own.folder / "trials" / "0003"
+    again = train(3, 3, 1)
+    assert again["state"] not in states | {None, train(4, 3)["state"]} and again["weights"] != rungs[2]["weights"]
+    assert {name for name, value in rungs[0].items() if value != rungs[1][name]} == {"until"}
 
 
 class Guesses:
