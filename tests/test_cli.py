@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from nas.cli import main
+from nas.config import RunConfig
+from nas.dataset.description import Dataset
+from nas.errors import StartError
 
 BAD_SPACE = "skeleton: yolo11n.yaml\nslots: {backbone.P9: {block: [keep]}, backbone.P4: {block: [keep, repvitt]}}\n"
 
@@ -102,6 +105,36 @@ def test_bad_input_gets_a_clear_line(
     for word in words:
         assert word in told.err
     assert {path.name for path in tmp_path.iterdir()} == {"broken.yaml", "bad.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "imitate"),
+    [
+        (["--imitate", "--budget", "5trials"], True),
+        (["--imitate", "--budget", "1h"], True),
+        (["--from-scratch", "--budget", "1h"], False),
+        (["--budget", "1h"], None),  # to be decided by what the budget buys
+        (["--budget", "5trials"], False),
+    ],
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_who_says_whether_to_imitate_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], imitate: bool | None, dry: bool
+) -> None:
+    def begun(*given: object, **_: object) -> None:
+        asked.extend(each.imitate for each in given if isinstance(each, RunConfig))
+        raise StartError("far enough", "none")
+
+    asked: list[bool | None] = []
+    dataset = Dataset(Path("d.yaml"), tmp_path, ("cell",), (), (), (), "digest", (), ())
+    monkeypatch.setattr("nas.asked.dataset_of", lambda *_: dataset)
+    monkeypatch.setattr("nas.api.run_session", begun)
+    monkeypatch.setattr("nas.dry_run.forecast", begun)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["nas", "search", "--space", "demo", *arguments, *["--dry-run"] * dry])
+    with pytest.raises(SystemExit):
+        main()
+    assert asked == [imitate]
 
 
 @pytest.mark.slow
