@@ -184,7 +184,7 @@ def lines(budget: Budget, met: Met, found: Shares) -> list[str]:
         return [*told, f"imitate    {known}"]
     low, high = map(duration, found.imitate)
     time = low if low == high else f"{low} to {high}, as more or fewer are good enough as they begin"
-    limit = "" if budget.kind == "trials" else f" ({IMITATE_SHARE:.0%} of the budget at most"
+    limit = "" if budget.kind == "trials" else f" (about {IMITATE_SHARE:.0%} of the budget"
     limit += ", so some learn when an architecture needs them)" if found.limited else ")" if limit else ""
     return [*told, f"imitate    {known}; the others: {time}{limit}"]
 

@@ -53,16 +53,19 @@ class Jobs:
     def running(self, jobs: Sequence[Job]) -> None:
         """These run now."""
 
-    def too_long(self, own: float, _all: float) -> bool:
-        """Whether one is to be stopped that runs for `own` seconds, all that run together for `_all`."""
+    def too_long(self, own: float, all_: float) -> bool:  # noqa: ARG002  (a group's share is that of all)
+        """Whether one is to be stopped that runs for `own` seconds, all that run together for `all_`."""
         return own > self._most
 
     def ended(self, job: Job, seconds: float, event: Ended | None) -> None:
         """One has ended after so many seconds; None: it was stopped."""
 
-    def instead(self, _job: Job, _event: Failed | Lost) -> list[Job] | None:
+    def instead(self, job: Job, event: Failed | Lost) -> list[Job] | None:
         """What is done instead of one that failed; None where nothing can be. Raises StoppedError."""
-        return None if self._vital else []
+        if self._vital:
+            return None
+        log.warning("%s failed, and is left out: %s", job[0], event.reason)
+        return []
 
 
 class Errands:
@@ -111,13 +114,16 @@ class Errands:
                 more = f"{resume_command(self._folder)} --add-budget {'1h' if self._ledger.budget.kind == 'wall' else '1gpu-h'}"
                 hint = f"give more, for example: {more}; or search anew --from-scratch"
                 raise StoppedError(f"the budget ended in the phase '{phase}'", hint)
-            for event in self._executor.poll(POLL_SECONDS):
+            events = self._executor.poll(POLL_SECONDS)
+            over = {event.key for event in events if not isinstance(event, Progress)}
+            for event in events:
                 if event.key not in running:
                     continue
                 self._charge(phase, event.key, event.seconds)
                 if isinstance(event, Progress):
-                    if jobs.too_long(event.seconds, sum(self._charged.get(key, 0.0) for key in running)):
-                        seconds = self._executor.stop(event.key)
+                    together = sum(self._charged.get(key, 0.0) for key in running)
+                    if event.key not in over and jobs.too_long(event.seconds, together):
+                        seconds = max(event.seconds, self._executor.stop(event.key))
                         self._charge(phase, event.key, seconds)
                         jobs.ended(running.pop(event.key)[0], seconds, None)
                         jobs.running([each for each, _ in running.values()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from nas.execution.executor import Failed, Lost, Result
 from nas.execution.imitate import IMITATE, ImitateJob
 from nas.imitation.alternatives import Alternative
 from nas.imitation.library import Library
-from nas.pace import Pace
+from nas.pace import OVER, Pace
 from nas.post_mortem import class_of
 from nas.runs.folder import resume_command
 from nas.runs.ledger import Ledger
@@ -36,6 +37,7 @@ class Groups(Jobs):
         common: the fields of a `TeacherJob`.
         library: where they come to lie.
         untried: whether nobody has learned from this teacher yet.
+        wall: seconds of the wall clock that the phase may take: one slow group must not have all others wait for it.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Groups(Jobs):
         folder: Path,
         *,
         untried: bool,
+        wall: float = math.inf,
     ) -> None:
         by_key = {each.key: each for each in todo}
         begun = [[by_key.pop(key) for key in keys if key in by_key] for keys in store.fact("learning") or []]
@@ -57,13 +60,21 @@ class Groups(Jobs):
         self._pace, self._common, self._library = pace, common, library
         self._store, self._ledger, self._folder = store, ledger, folder
         self._failures: dict[str, str] | None = {} if untried else None  # key -> how it failed; None once one has learned
+        self._wall, self._began, self._before = wall, ledger.wall_seconds, float(store.fact("imitation_wall") or 0.0)
 
     @property
     def over(self) -> bool:
-        return self._pace.over
+        return self._pace.over or self._waited >= self._wall
+
+    @property
+    def _waited(self) -> float:
+        """Seconds of the wall clock that the phase has taken, in all sessions."""
+        return self._before + self._ledger.wall_seconds - self._began
 
     def next(self) -> Job | None:
-        if self._begun and not self._pace.over:
+        if self.over:
+            return None
+        if self._begun:
             group = self._begun.popleft()
         else:
             group = [self._rest.popleft() for _ in range(min(self._pace.group(), len(self._rest)))]
@@ -76,16 +87,19 @@ class Groups(Jobs):
         """After a kill the same groups go on, since what they have learned is known by the group."""
         self._store.put_fact("learning", [[Alternative.of(plain).key for plain in job[1]["alternatives"]] for job in jobs])
 
-    def too_long(self, _own: float, all_: float) -> bool:
-        return self._pace.overrun(self._ledger.cost(all_))
+    def too_long(self, own: float, all_: float) -> bool:  # noqa: ARG002  (they have one share together)
+        return self._pace.overrun(self._ledger.cost(all_)) or self._waited > (1 + OVER) * self._wall
 
     def ended(self, job: Job, seconds: float, event: Ended | None) -> None:
         count = len(job[1]["alternatives"])
         if event is None:
             log.warning("imitate: its share of the budget is used up: %d alternatives were stopped", count)
         # who was stopped tells how much one takes at least; who failed tells nothing
-        self._pace.ended(count, self._ledger.cost(seconds), learned=event is None or isinstance(event, Result))
+        cost = self._ledger.cost(seconds)
+        more = event is None and cost > count * self._pace.each
+        self._pace.ended(count, cost, learned=more or isinstance(event, Result))
         self._store.put_fact("alternative_seconds", self._pace.each)
+        self._store.put_fact("imitation_wall", self._waited)
         self._failures = None if isinstance(event, Result) else self._failures
 
     def instead(self, job: Job, event: Failed | Lost) -> list[Job]:

@@ -88,7 +88,7 @@ def summary_of(folder: Path, config: RunConfig, skeleton: Skeleton, store: Store
     start = f" from {weights}" if weights else ""
     teacher = teacher_in(store, weights) if config.imitate else None
     if config.imitate:
-        start = f", begun as blocks that imitate {teacher.name if teacher else 'a teacher'}"
+        start = f", begun as blocks that imitate a teacher{f' ({teacher.name})' if teacher else ''}"
     return RunSummary(
         name=folder.name,
         skeleton=f"{skeleton.name}.yaml",

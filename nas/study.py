@@ -246,6 +246,7 @@ class Study:
         if step is not None and self._room.for_step(step):
             self._store.promote(step.number)
             self._climb.promoted(step.number)
+            self._phase = "promote" if self._explored else self._phase
             return step
         if self._queue and self._room.for_step(self._queue[0]):
             return self._queue.popleft()

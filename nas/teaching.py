@@ -224,6 +224,8 @@ class Teaching:
         if "digest" in told:
             known = {"path": path, "digest": told["digest"], "map": told["map"], "map50": told.get("map50"), "words": words}
             known["val"] = self._on_val(path or str(self._folder / "teacher.pt")) if self.has_seen_all else None
+            if self._errands.stopping() and self.has_seen_all and known["val"] is None:
+                return  # met again when the search goes on
             self._store.put_fact("teacher", {**known, "ours": path is None or bool(told.get("left_out"))})
             self._say(f"{words}; mAP50-95 {told['map']:.3f} on the held-out part")
 
@@ -245,7 +247,9 @@ class Teaching:
         each = self._store.fact("alternative_seconds") or 0.0
         pace = Pace(self._imitation_seconds(), self._config.workers, self._store.seconds("imitate"), each)
         untried = len(missing) == len(wanted)
-        groups = Groups(todo, pace, self.job(), library, self._store, self._ledger, self._folder, untried=untried)
+        budget, common = self._ledger.budget, self.job()
+        wall = IMITATE_SHARE * budget.amount if budget.kind == "wall" else math.inf
+        groups = Groups(todo, pace, common, library, self._store, self._ledger, self._folder, untried=untried, wall=wall)
         self._errands.done("imitate", groups)
         self._store.put_fact("learning", [])
         learned = [entry for a in wanted if (entry := library.get(a)) is not None]

@@ -463,6 +463,7 @@ def main() -> None:
     print(f"{sum(map(len, jobs)) - left} of {sum(map(len, jobs))} jobs are done")
     if searches is not None:
         print(f"part c: {searches.left} jobs are left, a search's trainings counted once it is done")
+    figures = {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in figures.items()}
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2, default=float) + "\n", encoding="utf-8")
 

@@ -136,7 +136,8 @@ def test_people_are_told_where_any_block_will_do_and_where_to_keep(space, librar
     assert [re.sub("<.*?>", "", cell) for cell in table[0]] == ["", "riformer", "repvit"]
     assert [len(line) for line in table] == [3, 3, 3, 3]
     p4, p5, p3 = table[1:]
-    assert "rgba(46, 160, 67" in p4[1] and "-0.5%" in p4[1] and "riformer: -1.5% to +1.0%" in p4[1]  # of two, who costs least
-    assert "repvit: -1.0% to +1.5%" in p4[2] and ms["backbone.P4", "repvit"] in p4[2]
-    assert "+3.0%" in p5[2] and "rgba(201, 60, 55, 0.45)" in p5[2] and p5[1] == "<td></td>" == p3[1]
+    assert "rgba(46, 160, 67" in p4[1] and "-0.5%" in p4[1] and "<small>-1.5% to +1.0%<br>" in p4[1]  # of two, who costs least
+    assert ">-1.0% to +1.5%<" in p4[2] and ms["backbone.P4", "repvit"] in p4[2]
+    assert "+3.0%" in p5[2] and "rgba(201, 60, 55, 0.45)" in p5[2] and p3[1] == "<td></td>"
+    assert "dropped: diverged in epoch 1" in p5[1]
     assert all(f"<li>{html.escape(line)}</li>" in page for line in told) and heat_map([], html.escape) == ""

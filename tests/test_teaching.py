@@ -24,7 +24,7 @@ from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Resul
 from nas.execution.imitate import ASSEMBLE, IMITATE, MEET, TUNE
 from nas.execution.validate import VALIDATE
 from nas.execution.work import TRAIN
-from nas.groups import SAME_FAILURES
+from nas.groups import SAME_FAILURES, Groups
 from nas.imitation.alternatives import Alternative, alternative_of, alternatives_of
 from nas.imitation.library import Entry, Library, facts_of
 from nas.jobs import Step, training_job
@@ -57,6 +57,7 @@ class Workers:
     met: dict[str, object] = field(default_factory=lambda: {"digest": "abc", "map": 0.4})
     free: int = 2
     sign: float = 1.0  # seconds after which they give a sign of life
+    apart: bool = False  # whether that comes before the end, not with it
     lane_free: bool = True
     started: list[Attempt] = field(default_factory=list)
     ended: list[Event] = field(default_factory=list)
@@ -68,7 +69,8 @@ class Workers:
         self.ended += [Progress(attempt.key, {"epoch": 1, "epochs": 2}, self.sign), self._end(attempt)]
 
     def poll(self, _timeout: float) -> list[Event]:
-        events, self.ended = self.ended, []
+        signs = [event for event in self.ended if isinstance(event, Progress)]
+        events, self.ended = (signs, self.ended[1:]) if self.apart and signs else (self.ended, [])
         self.free += sum(not isinstance(event, Progress) for event in events)
         return events
 
@@ -231,7 +233,7 @@ def test_a_budget_of_time_imitates_where_it_buys_a_teacher(lab, seconds, weights
 def test_an_epoch_that_takes_too_long_is_not_waited_for(lab):
     """20 s each are 15 epochs of 300 s; one that takes longer, and what a worker may need to begin it, is cut off."""
     own = lab(imitate=None)
-    workers = Workers(seconds=500.0, sign=20.1 + SLACK)
+    workers = Workers(seconds=500.0, sign=20.1 + SLACK, free=1, apart=True)
     assert not own.teaching(workers).pays(own.phases.append)
     assert [a.kind for a in workers.started] == [DECODE, TRAIN]  # decoding takes as long as it takes
     assert own.store.seconds("teach") == 2 * (20.1 + SLACK) and "fewer than 15 epochs" in own.said[-1]
@@ -405,12 +407,82 @@ def test_imitation_ends_with_its_share_and_the_rest_learns_later(lab):
 def test_groups_that_take_longer_than_its_share_are_stopped(lab):
     """And the search goes on: there are 1,000 s, 200 of them for imitation, and nobody knew what an alternative takes."""
     own = lab(weights="best.pt")
-    workers = Workers(seconds=10_000.0, sign=251.0, free=1)
+    workers = Workers(seconds=10_000.0, sign=251.0, free=1, apart=True)
     own.run(workers)
     assert workers.kinds() == [MEET, VALIDATE, IMITATE]
     assert own.store.seconds("imitate") == 251.0
     assert own.store.fact("alternative_seconds") == 251.0 / FIRST_GROUP
     assert own.store.fact("learning") == [] and not own.store.fact("dropped")
+
+
+def test_one_slow_group_does_not_hold_up_all_others(lab):
+    """By a wall clock eight workers have 1,600 s in 200, but seven that wait use nothing up."""
+    own, now = lab(weights="best.pt", budget="1000s", workers=8), 0.0
+    own.store.put_fact("teacher", {"path": "best.pt", "digest": "d", "map": 0.4})
+    common = own.teaching(Workers()).job()
+
+    def groups() -> Groups:
+        ledger = Ledger(Budget.parse("1000s"), own.store, clock=lambda: now)
+        ledger.begin()
+        pace, library = Pace(1600.0, 8, 0.0), Library(own.folder / "library")
+        return Groups(list(in_turn(own.space)), pace, common, library, own.store, ledger, own.folder, untried=True, wall=200.0)
+
+    first = groups()
+    job = first.next()
+    first.begins(job)
+    assert not first.over and not first.too_long(10.0, 10.0)
+    now = 200.0
+    assert first.over and first.next() is None and not first.too_long(200.0, 200.0)  # what has begun may end
+    now = 250.1
+    assert first.too_long(250.0, 250.0)
+    first.ended(job, 250.0, None)
+    assert groups().next() is None  # nor after a kill
+
+
+def test_what_was_stopped_early_does_not_make_learning_cheap(lab):
+    own = lab(weights="best.pt", budget="1000gpu-s")
+    own.store.put_fact("teacher", {"path": "best.pt", "digest": "d", "map": 0.4})
+    ledger, pace = Ledger(Budget.parse("1000gpu-s"), own.store), Pace(200.0, 2, 0.0)
+    groups = Groups(
+        list(in_turn(own.space)),
+        pace,
+        own.teaching(Workers()).job(),
+        Library(own.folder / "library"),
+        own.store,
+        ledger,
+        own.folder,
+        untried=True,
+    )
+    jobs = [groups.next(), groups.next()]
+    for job in jobs:
+        groups.begins(job)
+    groups.ended(jobs[0], 160.0, Result("a", {}, 160.0))
+    groups.ended(jobs[1], 1.0, None)
+    assert own.store.fact("alternative_seconds") == pace.each == 160.0 / FIRST_GROUP
+
+
+def test_a_result_that_comes_with_a_sign_of_life_counts(lab):
+    """Both lie in one batch of events where this process stood still."""
+    own = lab(weights="best.pt")
+    workers = Workers(seconds=260.0, sign=251.0, free=1)
+    own.run(workers)
+    assert own.store.seconds("imitate") == 260.0 and own.store.fact("alternative_seconds") == 260.0 / FIRST_GROUP
+
+
+def test_a_teacher_that_was_not_scored_on_val_is_met_again(lab):
+    """Ctrl-C while it is scored: the figure that counts in all reports of such a run would never be known."""
+    own = lab(weights="best.pt")
+    workers, asked = Workers(), [False]
+
+    def fate(attempt: Attempt) -> object:
+        asked[0] = attempt.kind == VALIDATE
+        return None
+
+    workers.fate = fate
+    own.run(workers, lambda: asked[0])
+    assert own.store.fact("teacher") is None
+    own.run(Workers())
+    assert own.store.fact("teacher")["val"] == 0.3
 
 
 def test_what_a_failing_group_has_brought_into_the_library_counts(lab):

@@ -21,7 +21,7 @@ from typing import Any
 from nas.files import write_whole
 from nas.review.heat import Cell, heat_map
 from nas.review.picture import BASELINE, FRONT, LIMIT, TRIAL, Span, latency_span, log_ticks, map_range
-from nas.review.record import Record, RunSummary, baseline_of, duration, printable, standing, teacher_of
+from nas.review.record import TEACHER, Record, RunSummary, baseline_of, duration, printable, standing, teacher_of
 from nas.review.table import HEADINGS, LEGEND, columns_of, front_of, lines_of, picks_of
 
 MOST_POINTS = 4000  # of one kind drawn: an SVG point costs a browser about as much as a paragraph
@@ -239,7 +239,7 @@ def _front_table(records: Sequence[Record], summary: RunSummary) -> str:
     rows = []
     for line in lines_of(records, summary):
         slots = [f"<span>{_show(slot)}</span> {_show(what)}" for slot, what in line.record.placement.items()]
-        kind = "baseline" if line.record.baseline else "pick" if line.cells[0] else ""
+        kind = "baseline" if line.record.baseline or line.record.state == TEACHER else "pick" if line.cells[0] else ""
         cells = "".join(f"<td>{_show(line.cells[i])}</td>" for i in shown)
         rows.append(f'<tr class="{kind}">{cells}<td class="slots">{"<br>".join(slots) or "all kept"}</td></tr>')
     if baseline_of(records) is None:

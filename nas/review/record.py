@@ -109,7 +109,7 @@ class Teacher:
     """What the blocks of a run have learned from: the skeleton, trained before the search, or by it.
 
     Args:
-        name: what it is called, e.g. "best.pt".
+        name: what it is called, e.g. "best.pt" or "trained here".
         map: its mAP50-95 on the run's split.
         map50: its mAP50, or None.
         val: its mAP50-95 on `val`, or None where nobody asked.
@@ -232,13 +232,13 @@ def baseline_of(records: Sequence[Record]) -> Record | None:
 
 
 def teacher_of(records: Sequence[Record], summary: RunSummary) -> Record | None:
-    """The teacher as a row beside the trials: the baseline as it was before it was trained on, with its number and latency.
+    """The teacher as a row beside the trials: the baseline before it was trained on, with its number and latency.
     None where nothing imitates, or the baseline has not been proposed."""
     baseline, teacher = baseline_of(records), summary.teacher
     if baseline is None or teacher is None:
         return None
     figures = {"map": teacher.map, "map50": teacher.map50, "map_low": None, "map_high": None, "val": teacher.val}
-    return replace(baseline, state=TEACHER, reason=None, rung=None, trainings=0, seconds=0.0, **figures)  # type: ignore[arg-type]
+    return replace(baseline, state=TEACHER, baseline=False, reason=None, rung=None, trainings=0, seconds=0.0, **figures)  # type: ignore[arg-type]
 
 
 def standing(record: Record, summary: RunSummary) -> str:

@@ -1,9 +1,9 @@
 """Rows: the front of a run, the CSV and JSON files, and the table in the terminal.
 
-`trials.csv` has one row per trial, rejected and failed ones included; `front.csv` and `front.json` have the front
-alone, from the same columns (COLUMNS, which the JSON carries with it). Placements stand there twice on purpose:
-readable in one column, and one column per slot that any row changes ("slot.backbone.P4"), so that a spreadsheet or a
-data frame can group by it without parsing.
+`trials.csv` has one row per trial, rejected and failed ones included; `front.csv` and `front.json` have the front, the
+baseline and, where blocks imitate one, the teacher, from the same columns (COLUMNS, which the JSON carries with it).
+Placements stand there twice on purpose: readable in one column, and one column per slot that any row changes
+("slot.backbone.P4"), so that a spreadsheet or a data frame can group by it without parsing.
 """
 
 from __future__ import annotations
