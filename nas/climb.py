@@ -78,7 +78,10 @@ class Climb:
         return Step(open_[0], self._rungs - 1, validates=True) if open_ else None
 
     def confirmation(self, front: Sequence[Entry], running: Sequence[Step]) -> Step | None:
-        """The member of the front, or the baseline, to train next with another seed: the best of the least confirmed."""
+        """The member of the front, or the baseline, to train next with another seed: the best of the least confirmed. Nobody
+        where there is no front, which is what the budget is for."""
+        if not front:
+            return None
         busy = {step.number for step in running} | self._unconfirmed
         open_ = [e for e in {e.number: e for e in (*self._baseline, *front)}.values() if len(e.repeats) < self._confirm]
         open_ = [entry for entry in open_ if entry.number not in busy]
@@ -98,7 +101,9 @@ class Climb:
 
     def confirming(self, front: Sequence[Entry], budget: float, workers: int, held: float, *, validates: bool = False) -> float:
         """What to keep of a budget that `workers` side by side, on `held` devices each, use up, for confirming and validating
-        the front, and who leads a rung and will be on it: at most a quarter of it."""
+        the front, and who leads a rung and will be on it: at most a quarter of it, nothing before there is a front."""
+        if not front:
+            return 0.0
         again, looked = self.seconds(Step(0, self._rungs - 1, 1)), 0.0
         members = {entry.number: entry for entry in (*self._baseline, *front)}.values()
         coming = sum(self._leaders)

@@ -20,7 +20,7 @@ from nas.space.search_space import SearchSpace
 TEACH_SHARE, IMITATE_SHARE = 0.3, 0.2  # of the budget, at most
 TEACHER_EPOCHS = 100  # at most; in a budget of trials so many times the epochs of one
 TIMES_A_TRIAL = 6
-WORTH_A_TRIAL = 3  # times a trial's epochs: a teacher of less is worth no imitation (docs/imitation.md, "Whole searches")
+WORTH_A_TRIAL = 5  # times a trial's epochs: a teacher of less is worth no imitation (docs/imitation.md, "Whole searches")
 
 
 def teacher_epochs(budget: Budget, epochs: int, seconds: float) -> int:

@@ -19,6 +19,7 @@ import sqlalchemy
 import yaml
 from optuna.trial import TrialState
 
+from nas.climb import Climb
 from nas.config import Budget, RunConfig
 from nas.errors import InfeasibleError, InputError, StoppedError
 from nas.execution.executor import Attempt, Event, Failed, Lost, Progress, Result
@@ -1176,6 +1177,17 @@ def test_who_cannot_be_validated_is_confirmed_nevertheless(make_lab):
     lab.run(lab.executor(judge=on_val, fate=lambda attempt, count: Failed if attempt.payload.get("validates") else None))
     front = front_of(lab.records())
     assert {r.trainings for r in front} == {2} and not any(r.val for r in front)
+
+
+def test_nothing_is_kept_for_confirming_before_there_is_a_front(make_lab):
+    """A baseline over the limit with an error bar is no result: the budget is for who can be on the front."""
+    lab = make_lab(budget="6trials", confirm=0, max_latency_ms=3.5)
+    lab.run(lab.executor())
+    front = [lab.store[r.trial] for r in front_of(lab.records())]
+    climb = Climb(lab.store, [], confirm=1)
+    assert not front[0].architecture.is_skeleton and climb.confirmation([], []) is None
+    assert climb.confirming([], 1e6, 1, 1.0) == 0 < climb.confirming(front, 1e6, 1, 1.0)
+    assert {climb.confirmation(front, [Step(e.number, 0) for e in front]).number} == {0}
 
 
 @pytest.mark.parametrize(

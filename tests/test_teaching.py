@@ -204,11 +204,11 @@ def test_without_a_checkpoint_the_teacher_is_trained_for_its_share(lab):
 @pytest.mark.parametrize(
     ("seconds", "weights", "shortfall", "pays", "trained"),
     [
-        (20.0, None, "", True, [1]),  # 300 s buy 15 epochs, three times the 5 of a trial
-        (20.1, None, "", False, [1]),
-        (20.1, "best.pt", "", True, []),  # a teacher as it is
-        (20.1, "coco.pt", "80 classes", False, [1]),
-        (20.0, "coco.pt", "80 classes", True, [1]),
+        (12.0, None, "", True, [1]),  # 300 s buy 25 epochs, five times the 5 of a trial
+        (12.1, None, "", False, [1]),
+        (12.1, "best.pt", "", True, []),  # a teacher as it is
+        (12.1, "coco.pt", "80 classes", False, [1]),
+        (12.0, "coco.pt", "80 classes", True, [1]),
     ],
 )
 def test_a_budget_of_time_imitates_where_it_buys_a_teacher(lab, seconds, weights, shortfall, pays, trained):
@@ -231,12 +231,12 @@ def test_a_budget_of_time_imitates_where_it_buys_a_teacher(lab, seconds, weights
 
 
 def test_an_epoch_that_takes_too_long_is_not_waited_for(lab):
-    """20 s each are 15 epochs of 300 s; one that takes longer, and what a worker may need to begin it, is cut off."""
+    """12 s each are 25 epochs of 300 s; one that takes longer, and what a worker may need to begin it, is cut off."""
     own = lab(imitate=None)
-    workers = Workers(seconds=500.0, sign=20.1 + SLACK, free=1, apart=True)
+    workers = Workers(seconds=500.0, sign=12.1 + SLACK, free=1, apart=True)
     assert not own.teaching(workers).pays(own.phases.append)
     assert [a.kind for a in workers.started] == [DECODE, TRAIN]  # decoding takes as long as it takes
-    assert own.store.seconds("teach") == 2 * (20.1 + SLACK) and "fewer than 15 epochs" in own.said[-1]
+    assert own.store.seconds("teach") == 2 * (12.1 + SLACK) and "fewer than 25 epochs" in own.said[-1]
 
 
 @pytest.mark.parametrize("fresh", [True, False])
