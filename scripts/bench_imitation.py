@@ -422,7 +422,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=int, default=30, help="epochs of the training from scratch")
     parser.add_argument("--converged", type=int, default=4, help="architectures that are trained to convergence")
     parser.add_argument("--long", type=int, help="epochs of a training to convergence; the teacher's by default")
-    parser.add_argument("--budgets", help="GPU-minutes of each search of part c; 8 of the built-in set, 8,16,32 of others")
+    parser.add_argument("--budgets", help="GPU-minutes of each search of part c; 12 of the built-in set, 8,16,32 of others")
     parser.add_argument("--after", type=int, default=20, help="epochs that each member of a search's front is trained for")
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -437,7 +437,7 @@ def main() -> None:
         options.budgets = options.budgets or "2"
     options.parts = options.parts.split(",")
     options.long = options.long or options.teacher
-    options.budgets = [float(text) for text in (options.budgets or ("8" if options.data is None else "8,16,32")).split(",")]
+    options.budgets = [float(text) for text in (options.budgets or ("12" if options.data is None else "8,16,32")).split(",")]
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "False", "YOLO_VERBOSE": "False"}
 
