@@ -172,9 +172,9 @@ def test_a_checkpoint_is_met_before_the_search(imitated):
 @pytest.mark.parametrize(
     ("budget", "mean_ap", "why"),
     [
-        ("1000gpu-s", None, "from scratch: the budget buys a teacher 7 epochs, imitation is worth it from 15 on"),
-        ("2000gpu-s", None, ""),
-        ("1000s", None, ""),  # two GPUs train it at the price of one's time
+        ("1000gpu-s", None, "from scratch: the budget buys a teacher 7 epochs, imitation is worth it from 25 on"),
+        ("3400gpu-s", None, ""),
+        ("1700s", None, ""),  # two GPUs train it at the price of one's time
         ("1000gpu-s", 0.4, ""),  # a teacher as it is
     ],
 )

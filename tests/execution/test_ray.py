@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow  # four clusters begin and end
 def test_a_driver_of_its_own_and_one_inside_its_cluster(tmp_path: Path) -> None:
     """Silent, without statistics and dashboard, SIGTERM does what it did; who starts a cluster ends it, and nobody else."""
     script = Path(__file__).with_name("driver.py")

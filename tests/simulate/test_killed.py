@@ -29,7 +29,7 @@ SEARCHES = {
     "rungs, confirmed": {"sampler": "random", "workers": 1, "rungs": 2, "confirm": 1, "epochs": 9},
     "front, rungs, confirmed": {"sampler": "front", "workers": 1, "rungs": 2, "confirm": 1, "epochs": 9},
 }
-CASES = [pytest.param(SEARCHES[name], id=name, marks=[pytest.mark.slow] * ("rungs" in name)) for name in SEARCHES]
+CASES = [pytest.param(SEARCHES[name], id=name) for name in SEARCHES]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.slow  # half a minute and more
 @pytest.mark.parametrize("options", CASES)
 def test_every_write(folder: Path, options: dict) -> None:
     """The same finished trials and front as undisturbed, none twice, and no second more than what was lost."""
