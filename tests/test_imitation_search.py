@@ -80,7 +80,12 @@ def test_the_front_is_made_of_trained_models(run: Path) -> None:
         assert not weights.with_name("assembled0.pt").exists()
     assert len(done) > 1 and max(float(row["map"]) for row in front) > 0.05  # two epochs from scratch find next to nothing
     summary = json.loads((run / "front.json").read_text())["run"]
-    assert "blocks that imitate a teacher trained here" in summary["fidelity"]
+    assert "blocks that imitate a teacher (trained here)" in summary["fidelity"]
+    with (run / "front.csv").open(newline="") as file:
+        *_, teacher = csv.DictReader(file)
+    assert (teacher["state"], teacher["trial"], teacher["val"]) == ("teacher", "0", "")
+    assert float(teacher["map"]) == summary["teacher"]["map"]
+    assert f"mAP50-95 {summary['teacher']['map']:.3f} on the held-out part" in (run / "search.log").read_text()
 
 
 def test_a_second_search_finds_the_library(run: Path, home: Path) -> None:
@@ -101,8 +106,9 @@ def test_a_second_search_finds_the_library(run: Path, home: Path) -> None:
     assert "may have learned from the held-out part" in (second / "pareto.html").read_text()
     with (second / "front.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    assert rows[-1]["state"] == "teacher"
     for row in rows:
-        kept = second / "trials" / f"{int(row['trial']):04d}" / "weights.pt"
+        kept = second / "trials" / f"{int(row['trial']):04d}" / "weights.pt" if row["state"] == "done" else home / "best.pt"
         how = {"imgsz": 96, "device": "cpu", "folder": home / "val"}
         assert float(row["val"]) == pytest.approx(map_on_val(kept, data=builtin_dataset(), **how), abs=0.02)
 
